@@ -1,0 +1,1 @@
+"""Pixels: the published algorithm (`reference`), the CPU kernel (`cpu`), the Triton kernel (`fused`)."""

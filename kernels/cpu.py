@@ -1,0 +1,382 @@
+"""The CPU kernel: four taps for every output pixel, frame by frame, from packed RGB or straight from 4:2:0 planes.
+
+    out[c, t, y, x] = ((1 - wy) * blend(row y0) + wy * blend(row y1) - mean[c]) / std[c]
+    blend(row)      =  (1 - wx) * rgb[row, x0, c] + wx * rgb[row, x1, c]
+
+A blended row is kept, since the next output row often starts from it; only taps are converted to RGB. Compiled by
+numba without the GIL, and kept on disk. Everything is indexed in place, unsigned: slices would count references.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from llvmlite import ir
+from numba import boolean, float32, int32, int64, njit, none, types, uint8, uint16
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from sama.kernels.color import YUV_TO_RGB
+from sama.kernels.layout import OutputLayout, addresses
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from sama.frames import Frame
+    from sama.plan import Plan
+
+PREFETCH_ROWS = 2  # how far ahead source rows are fetched: their addresses jump, so the processor cannot guess them
+PREFETCH_PIXELS = 21  # one cache line of packed RGB
+
+_ONE, _HALF = np.float32(1), np.float32(0.5)
+_U1 = np.uint64(1)
+
+_jit = njit(nogil=True, error_model="numpy")
+
+
+@intrinsic
+def _prefetch(typing_context, plane, y, x):
+    """Ask for the cache line of `plane[y, x]`; no effect on any value."""
+
+    def generate(context, builder, signature, arguments):
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = cgutils.get_item_pointer(context, builder, signature.args[0], array, list(arguments[1:]))
+        pointer = builder.bitcast(pointer, cgutils.voidptr_t)
+        i32 = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, i32, i32, i32])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [cgutils.voidptr_t], kind)
+        builder.call(function, [pointer, i32(0), i32(3), i32(1)])  # read, keep in all levels, data
+
+    return types.void(plane, y, x), generate
+
+
+@_jit
+def _set_taps(origin, step, size, low, high, weight):
+    """Source index of both taps, and weight of the second, for every pixel of a fragment on one axis."""
+    for k in range(weight.size):
+        at = max(step * (np.float32(origin + k) + _HALF) - _HALF, np.float32(0))
+        first = min(np.int64(at), size - 1)
+        low[k] = first
+        high[k] = min(first + 1, size - 1)
+        weight[k] = at - np.float32(first)
+
+
+@_jit
+def _clip(value):
+    return min(max(np.int32(value), np.int32(0)), np.int32(255))
+
+
+@_jit
+def _scaled(value, factor):
+    """`value * factor >> 16` in 32 bits, as FFmpeg does it and as vector units can."""
+    return np.int32(np.int32(value * factor) >> np.int32(16))
+
+
+@_jit
+def _blend_row(planes, color, y, columns, weight, taps, line, slot):
+    """Read one source row at the taps of a fragment and blend it: float32 `line[slot]`, [3, fw].
+
+    columns: uint64 [4, fw], both taps of plane 0, then both of planes 1 and 2; taps: int32 scratch [6, fw].
+    """
+    first, second, third = planes
+    half = y if color is None else y >> _U1
+    for k in range(weight.size):
+        taps[0, k] = first[y, columns[0, k]]
+        taps[3, k] = first[y, columns[1, k]]
+        taps[1, k] = second[half, columns[2, k]]
+        taps[4, k] = second[half, columns[3, k]]
+        taps[2, k] = third[half, columns[2, k]]
+        taps[5, k] = third[half, columns[3, k]]
+    if color is not None:
+        offset, factor, vr, ub, ug, vg = color
+        for side in range(0, 6, 3):
+            for k in range(weight.size):
+                luma = _scaled(np.int32(8) * taps[side, k] + offset, factor)
+                u = np.int32(8) * taps[side + 1, k] - np.int32(1024)
+                v = np.int32(8) * taps[side + 2, k] - np.int32(1024)
+                taps[side, k] = _clip(luma + _scaled(v, vr))
+                taps[side + 1, k] = _clip(luma + _scaled(u, ug) + _scaled(v, vg))
+                taps[side + 2, k] = _clip(luma + _scaled(u, ub))
+    for c in range(3):
+        for k in range(weight.size):
+            line[slot, c, k] = (_ONE - weight[k]) * np.float32(taps[c, k]) + weight[k] * np.float32(taps[c + 3, k])
+
+
+@_jit
+def _prefetch_row(planes, color, y, columns):
+    last = columns.shape[1] - 1
+    half = y if color is None else y >> 1
+    for x in range(columns[0, 0], columns[1, last] + _U1, PREFETCH_PIXELS):
+        _prefetch(planes[0], y, np.int64(x))
+    if color is not None:
+        for x in range(columns[2, 0], columns[3, last] + _U1, PREFETCH_PIXELS):
+            _prefetch(planes[1], half, np.int64(x))
+            _prefetch(planes[2], half, np.int64(x))
+
+
+@_jit
+def _half_bits(value, bfloat16):
+    """The 16 bits of a float32 as bfloat16 or float16, rounded to nearest even; finite values only."""
+    bits = np.float32(value).view(np.uint32)
+    if bfloat16:
+        return np.uint16(
+            np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        )
+    sign = (bits >> np.uint32(16)) & np.uint32(0x8000)
+    size = np.uint32(bits & np.uint32(0x7FFFFFFF))
+    if size < np.uint32(0x38800000):  # subnormal: adding one half rounds at the right bit
+        half = np.uint32(np.float32(abs(value) + _HALF).view(np.uint32) - np.uint32(0x3F000000))
+    else:
+        half = np.uint32(size + np.uint32(0xC8000FFF) + ((size >> np.uint32(13)) & np.uint32(1))) >> np.uint32(13)
+    return np.uint16(half | sign)
+
+
+@_jit
+def _store(out, at, value, bfloat16):
+    if bfloat16 is None:
+        out[at] = value
+    else:
+        out[at] = _half_bits(value, bfloat16)
+
+
+def _sample_frame(
+    planes,
+    color,
+    steps,
+    origins,
+    size,
+    fragment,
+    cell,
+    mixed,
+    truncate,
+    mean,
+    scale,
+    out,
+    bfloat16,
+    base,
+    places,
+    bands,
+):
+    """One frame, the fragment rows `bands[0]` to `bands[1]`.
+
+    planes: uint8 2-D x3; color: int32 x6, None for RGB
+    steps: float32 [2, 2]; origins: int32 [2, Gh, Gw, 2]: for mask bit 0 and 1; mixed: whether these differ
+    out: 1-D, float32 with bfloat16 None, or uint16 with bfloat16 True or False
+    base: int64 (frame offset, channel step); places: int64 rows [Sh], columns [Sw]; see `kernels.layout`
+    """
+    fh, fw = fragment
+    rows, cols = places
+    contiguous = cols[cols.size - 1] == cols.size - 1
+    low, high = np.empty(fh, np.uint64), np.empty(fh, np.uint64)
+    columns = np.empty((4, fw), np.uint64)
+    wy, wx = np.empty(fh, np.float32), np.empty(fw, np.float32)
+    taps = np.empty((6, fw), np.int32)
+    line = np.empty((2, 3, fw), np.float32)
+    values = np.empty(fw, np.float32)
+    whole = not mixed or cell == fragment
+    for i in range(bands[0], bands[1]):
+        for j in range(origins.shape[2]):
+            for bit in range(2):
+                if whole and bit != (mixed and (i + j) % 2 == 0):
+                    continue
+                _set_taps(origins[bit, i, j, 0], steps[bit, 0], size[0], low, high, wy)
+                _set_taps(origins[bit, i, j, 1], steps[bit, 1], size[1], columns[0], columns[1], wx)
+                for k in range(fw):
+                    columns[2, k] = columns[0, k] if color is None else columns[0, k] >> _U1
+                    columns[3, k] = columns[1, k] if color is None else columns[1, k] >> _U1
+                top, kept = np.uint64(0), np.int64(-1)
+                for r in range(fh):
+                    if r + PREFETCH_ROWS < fh:
+                        _prefetch_row(planes, color, np.int64(low[r + PREFETCH_ROWS]), columns)
+                        _prefetch_row(planes, color, np.int64(high[r + PREFETCH_ROWS]), columns)
+                    if np.int64(low[r]) != kept:
+                        _blend_row(planes, color, low[r], columns, wx, taps, line, top)
+                    bottom = _U1 - top
+                    _blend_row(planes, color, high[r], columns, wx, taps, line, bottom)
+                    y = i * fh + r
+                    for c in range(3):
+                        for k in range(fw):
+                            value = (_ONE - wy[r]) * line[top, c, k] + wy[r] * line[bottom, c, k]
+                            if truncate:
+                                value = np.floor(value)
+                            values[k] = (value - mean[c]) * scale[c]
+                        start = np.uint64(base[0] + base[1] * c + rows[y])
+                        left = np.uint64(j * fw)
+                        if whole and contiguous:
+                            for k in range(fw):
+                                _store(out, start + left + np.uint64(k), values[k], bfloat16)
+                        else:
+                            for k in range(fw):
+                                x = left + np.uint64(k)
+                                if whole or ((y // cell[0] + np.int64(x) // cell[1]) % 2 == 0) == (bit == 1):
+                                    _store(out, start + np.uint64(cols[x]), values[k], bfloat16)
+                    top, kept = bottom, np.int64(high[r])
+
+
+@_jit
+def _nearest(position, size):
+    """Index of the pixel that `position` in [-1, 1] falls on, half to even; may lie outside 0..size-1."""
+    return np.int64(np.rint(((position + _ONE) * np.float32(size) - _ONE) * _HALF))
+
+
+@_jit
+def _turned_tap(planes, matrix, flip, size, y, x, c):
+    """The pixel that a flip and a rotation bring to `(y, x)`: 0 where it comes from outside."""
+    from_x = np.float32(x) - np.float32(size[1]) * _HALF + _HALF
+    from_y = np.float32(y) - np.float32(size[0]) * _HALF + _HALF
+    source_x = _nearest(from_x * matrix[0, 0] + from_y * matrix[0, 1], size[1])
+    source_y = _nearest(from_x * matrix[1, 0] + from_y * matrix[1, 1], size[0])
+    if source_x < 0 or source_x >= size[1] or source_y < 0 or source_y >= size[0]:
+        return np.float32(0)
+    if flip:
+        source_x = size[1] - 1 - source_x
+    return np.float32(planes[c][source_y, source_x])
+
+
+def _sample_turned(
+    planes, matrix, flip, steps, origins, size, fragment, cell, mean, scale, out, bfloat16, base, places, bands
+):
+    """One image as in `_sample_frame`, each tap looked up through the flip and rotation in packed RGB."""
+    fh, fw = fragment
+    rows, cols = places
+    for y in range(bands[0] * fh, bands[1] * fh):
+        for x in range(cols.size):
+            bit = 1 if (y // cell[0] + x // cell[1]) % 2 == 0 else 0
+            top, left = origins[bit, y // fh, x // fw]
+            at_y = max(steps[bit, 0] * (np.float32(top + y % fh) + _HALF) - _HALF, np.float32(0))
+            at_x = max(steps[bit, 1] * (np.float32(left + x % fw) + _HALF) - _HALF, np.float32(0))
+            y0, x0 = min(np.int64(at_y), size[0] - 1), min(np.int64(at_x), size[1] - 1)
+            y1, x1 = min(y0 + 1, size[0] - 1), min(x0 + 1, size[1] - 1)
+            wy, wx = at_y - np.float32(y0), at_x - np.float32(x0)
+            for c in range(3):
+                a = _turned_tap(planes, matrix, flip, size, y0, x0, c)
+                b = _turned_tap(planes, matrix, flip, size, y0, x1, c)
+                d = _turned_tap(planes, matrix, flip, size, y1, x0, c)
+                e = _turned_tap(planes, matrix, flip, size, y1, x1, c)
+                value = (_ONE - wy) * ((_ONE - wx) * a + wx * b) + wy * ((_ONE - wx) * d + wx * e)
+                at = base[0] + base[1] * c + rows[y] + cols[x]
+                _store(out, at, (value - mean[c]) * scale[c], bfloat16)
+
+
+_PLANE = types.Array(uint8, 2, "A", readonly=True)
+_PAIR = types.UniTuple(int64, 2)
+
+
+def _constant(dtype, ndim):
+    return types.Array(dtype, ndim, "C", readonly=True)
+
+
+@cache
+def _compiled(kind: str, half: bool):
+    """The kernel for "rgb", "yuv" or "turned" sources, float32 or 16-bit output, with one signature: without it, numba
+    would compile again for every mixture of contiguous, strided and read-only planes."""
+    planes, table = types.UniTuple(_PLANE, 3), _constant(int64, 1)
+    geometry = [_constant(float32, 2), _constant(int32, 4), _PAIR, _PAIR, _PAIR]
+    scaling = [_constant(float32, 1)] * 2
+    output = [types.Array(uint16 if half else float32, 1, "C"), boolean if half else none]
+    where = [_PAIR, types.UniTuple(table, 2), _PAIR]
+    if kind == "turned":
+        signature = [planes, _constant(float32, 2), boolean, *geometry, *scaling, *output, *where]
+        function = _sample_turned
+    else:
+        color = none if kind == "rgb" else types.UniTuple(int32, 6)
+        signature = [planes, color, *geometry, boolean, boolean, *scaling, *output, *where]
+        function = _sample_frame
+    return njit(types.void(*signature), nogil=True, cache=True, error_model="numpy")(function)
+
+
+class Writer:
+    """Samples single frames into one clip's output, in any order and from any thread.
+
+    write = Writer(plan, out, mean=..., std=...)
+    write(frame, t)    # samples `frame` as frame t of the clip
+
+    out: contiguous torch tensor of `layout.shape(...)`, float32, float16 or bfloat16, on the CPU. Its frame t is
+    overwritten whole. ValueError where out or a frame does not fit the plan.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        out: torch.Tensor,
+        *,
+        mean: Sequence[float] = (0, 0, 0),
+        std: Sequence[float] = (1, 1, 1),
+        layout: OutputLayout = "video",
+    ):
+        self.plan = plan
+        self.places = addresses(layout, plan.frames, *plan.size)
+        self.mean = np.asarray(mean, np.float32)
+        self.scale = np.float32(1) / np.asarray(std, np.float32)
+        self.out, self.bfloat16 = _flat(out)
+        if self.out.size != 3 * plan.frames * plan.size[0] * plan.size[1]:
+            raise ValueError(f"out has {self.out.size} values; the plan gives 3 x {plan.frames} x {plan.size} of them")
+
+    def __call__(self, frame: Frame, t: int, bands: tuple[int, int] | None = None):
+        plan = self.plan
+        if (frame.height, frame.width) != (plan.height, plan.width):
+            raise ValueError(
+                f"the plan is for frames of {plan.height}x{plan.width} (height x width); got one of "
+                f"{frame.height}x{frame.width}"
+            )
+        planes = tuple(np.asarray(plane) for plane in frame.channels())
+        slots = plan.slots[t]
+        geometry = (plan.steps[slots], plan.origins[slots], (plan.height, plan.width), plan.fragment, plan.mask_cell)
+        where = (
+            (int(self.places.frames[t]), self.places.channel),
+            (self.places.rows, self.places.columns),
+            bands or (0, plan.grid[0]),
+        )
+        output = (self.mean, self.scale, self.out, self.bfloat16)
+        half = self.bfloat16 is not None
+        if plan.warp is not None:
+            if frame.layout != "rgb":
+                raise ValueError(f'flip and rotation need "rgb" frames; got {frame.layout!r}')
+            _compiled("turned", half)(planes, plan.warp.matrix, plan.warp.flip, *geometry, *output, *where)
+            return
+        color = None
+        if frame.layout != "rgb":
+            color = tuple(np.int32(value) for value in YUV_TO_RGB[frame.matrix, frame.full_range])
+        mixed = bool(slots[0] != slots[1])
+        kernel = _compiled("rgb" if color is None else "yuv", half)
+        kernel(planes, color, *geometry, mixed, plan.truncate, *output, *where)
+
+
+def sample(write: Writer, frames: Sequence[Frame], threads: int):
+    """Sample a whole clip, one `Frame` per frame of the plan, on `threads` threads.
+
+    The threads are this call's own, so that it works after a fork and beside other calls.
+    """
+    bands = write.plan.grid[0]
+    if len(frames) == 1:
+        cuts = np.linspace(0, bands, min(threads, bands) + 1).astype(int).tolist()
+        tasks = [(frames[0], 0, cut) for cut in zip(cuts, cuts[1:])]
+    else:
+        tasks = [(frame, t, None) for t, frame in enumerate(frames)]
+    if threads == 1:
+        for task in tasks:
+            write(*task)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(write, *task) for task in tasks]:
+            done.result()
+
+
+def _flat(out: torch.Tensor) -> tuple[np.ndarray, bool | None]:
+    """The memory of `out` as a 1-D array, and which 16-bit format it holds (None: float32)."""
+    import torch
+
+    formats = {torch.float32: None, torch.float16: False, torch.bfloat16: True}
+    if out.dtype not in formats or out.device.type != "cpu" or not out.is_contiguous():
+        raise ValueError(
+            f"out must be contiguous float32, float16 or bfloat16 on the CPU; got {out.dtype} on {out.device}"
+            + ("" if out.is_contiguous() else ", not contiguous")
+        )
+    if out.dtype == torch.float32:
+        return out.numpy().reshape(-1), None
+    return out.view(torch.uint16).numpy().reshape(-1), formats[out.dtype]

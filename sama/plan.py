@@ -1,0 +1,403 @@
+"""Which source pixel every input pixel comes from: the only place where anything is scheduled, rounded or drawn.
+
+    source H x W ──scale s──> level h x w ──cut into Gh x Gw cells──> one fragment fh x fw from each cell
+
+        level (h, w)                      input (Sh, Sw) = (Gh*fh, Gw*fw)
+        ┌──────┬──────┬──                 ┌────┬────┬──
+        │  ┌──┐│ ┌──┐ │     origin =      │0,0 │0,1 │
+        │  └──┘│ └──┘ │  cell + offset    ├────┼────┼──
+        ├──────┼──────┼──   ───────>      │1,0 │1,1 │
+        │ ┌──┐ │ ┌──┐ │                   ├────┼────┼──
+
+A pixel of the input is four taps of one source frame, around `step * (origin + pixel + 0.5) - 0.5` on each axis.
+Section numbers are those of the paper (arXiv 2401.02614).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    Generator = np.random.Generator | torch.Generator | int | None
+
+Draws = tuple[np.ndarray, np.ndarray]
+
+SCALE_STEP_FRAMES = 2  # the model's temporal patch: neighbouring frames that share a scale
+MASK_PATCH = 4  # the model's spatial patch: the cell of the patch mask, in pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """One way to pack the pyramid: where the scales come from and how two levels share a frame.
+
+    schedule: number of scales from 1 to 1/ratio, one per scale step, then again from the start;
+        "thumbnail" is 1/ratio alone, "alternate" is 1 and 1/ratio in turn, 1 is full resolution alone
+    mask: which pixels come from full resolution instead: none, whole fragments, or patches, as a chequerboard
+    integer_draws: offsets are drawn as whole pixels, not as fractions of the free space
+    truncates: enlarged small sources go through uint8 before they are normalised
+    """
+
+    schedule: int | Literal["thumbnail", "alternate"]
+    mask: Literal["none", "window", "patch"] = "none"
+    integer_draws: bool = False
+    truncates: bool = False
+
+    def scales(self, ratio: float) -> np.ndarray:
+        """float64 scales of one period, in (0, 1]."""
+        if self.schedule == "thumbnail":
+            return np.array([1 / ratio])
+        if self.schedule == "alternate":
+            return np.array([1.0, 1 / ratio])
+        return np.linspace(1, 1 / ratio, self.schedule)
+
+
+VIDEO_MODES = {
+    "sama": Mode(16),
+    "sama-mix": Mode(8),
+    "sama-c": Mode("alternate"),
+    "sama-swm": Mode(16, mask="window"),
+    "sama-spm": Mode(16, mask="patch"),
+    "fragments": Mode(1, integer_draws=True, truncates=True),
+}
+IMAGE_MODES = {
+    "sama": Mode("thumbnail", mask="window"),
+    "sama-spm": Mode("thumbnail", mask="patch"),
+    "fragment": Mode(1, integer_draws=True),
+}
+ALIASES = {"sama+swm": "sama-swm", "sama+spm": "sama-spm"}
+
+
+def resolve_mode(name: str, modes: dict[str, Mode]) -> str:
+    """The canonical name of a mode; ValueError that lists the known ones otherwise."""
+    canonical = ALIASES.get(name, name)
+    if canonical not in modes:
+        raise ValueError(f"unknown mode {name!r}; known modes: {', '.join(modes)}")
+    return canonical
+
+
+@dataclass(frozen=True, slots=True)
+class Warp:
+    """Flip, then rotation about the centre, of an image that is never built: a tap at `(y, x)` of the turned image is
+    the nearest pixel of the source, or 0 outside it.
+
+    angle: degrees counter-clockwise, as `torchvision.transforms.functional.rotate`
+    matrix: float32 [2, 2], from centred pixel coordinates (x, y) to coordinates in [-1, 1] of the flipped source
+    """
+
+    flip: bool
+    angle: float
+    matrix: np.ndarray
+
+    @classmethod
+    def of(cls, *, flip: bool, angle: float, height: int, width: int) -> Warp:
+        if not math.isfinite(angle):
+            raise ValueError(f"angle must be finite, in degrees; got {angle}")
+        radians = math.radians(angle)
+        cos, sin = math.cos(radians), math.sin(radians)
+        rotation = np.array([[cos, -sin], [sin, cos]], np.float32)
+        half = np.array([[0.5 * width], [0.5 * height]], np.float32)
+        return cls(flip=bool(flip), angle=float(angle), matrix=rotation / half)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Everything a kernel follows to sample one clip of one source size; kernels round nothing themselves.
+
+    A slot is one level of the pyramid with one run's draws; S of them.
+
+    levels   int32 [S, 2]           height and width of the level
+    steps    float32 [S, 2]         source pixels per level pixel, vertically and horizontally
+    origins  int32 [S, Gh, Gw, 2]   top left corner (y, x) of each fragment on the level
+    slots    int32 [T, 2]           slot of frame t for mask bit 0 and for mask bit 1
+    mask_cell                       mask bit of pixel (y, x): `(y // cell[0] + x // cell[1]) % 2 == 0`
+    truncate                        floor the blend to an integer before it is normalised
+    warp                            images only: flip and rotation before everything else
+    """
+
+    height: int
+    width: int
+    grid: tuple[int, int]
+    fragment: tuple[int, int]
+    levels: np.ndarray
+    steps: np.ndarray
+    origins: np.ndarray
+    slots: np.ndarray
+    mask_cell: tuple[int, int]
+    truncate: bool = False
+    warp: Warp | None = None
+
+    def __post_init__(self):
+        for array in (self.levels, self.steps, self.origins, self.slots):
+            array.setflags(write=False)
+
+    @property
+    def frames(self) -> int:
+        return len(self.slots)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the input, in pixels."""
+        return self.grid[0] * self.fragment[0], self.grid[1] * self.fragment[1]
+
+    @property
+    def masked(self) -> bool:
+        """Whether any frame mixes two slots."""
+        return bool((self.slots[:, 0] != self.slots[:, 1]).any())
+
+
+def frame_indices(
+    num_frames: int,
+    clip_len: int = 32,
+    num_clips: int = 1,
+    interval: int = 2,
+    train: bool = False,
+    offsets: Sequence[int] | None = None,
+    generator: Generator = None,
+) -> np.ndarray:
+    """Which frames of a video make its clips: int64 [num_clips * clip_len], clip after clip.
+
+    The video is cut into `num_clips` equal segments; each clip is `clip_len` indices, `interval` apart, from a start
+    in its segment: centred in evaluation, drawn in training (`offsets`, one a segment, in place of the draw). An index
+    past the end becomes the last frame. ValueError where there is no frame or a size is below 1.
+    """
+    for name, value in (("num_frames", num_frames), ("clip_len", clip_len), ("num_clips", num_clips)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
+    if interval < 1:
+        raise ValueError(f"interval must be at least 1 frame; got {interval}")
+    segment = num_frames // num_clips
+    spare = segment - clip_len * interval
+    if offsets is not None:
+        offsets = np.asarray(offsets, np.int64)
+        if offsets.shape != (num_clips,) or (offsets < 0).any():
+            raise ValueError(f"offsets must be {num_clips} frame numbers from 0 on, one a clip; got {offsets.tolist()}")
+    elif train:
+        offsets = _integers(generator, max(1, spare), (num_clips,))
+    else:
+        offsets = np.full(num_clips, max(0, spare) // 2)
+    starts = np.arange(num_clips) * segment + offsets
+    indices = starts[:, None] + np.arange(clip_len) * interval
+    return np.minimum(indices, num_frames - 1).reshape(-1).astype(np.int64)
+
+
+def plan_video(
+    mode: str,
+    height: int,
+    width: int,
+    frames: int = 32,
+    *,
+    grid: tuple[int, int] = (7, 7),
+    fragment: tuple[int, int] = (32, 32),
+    aligned: int = 32,
+    draws: Draws | None = None,
+) -> Plan:
+    """Plan a clip of `frames` frames of `height` x `width` pixels (section "Scaling and masking").
+
+    draws: `(u, v)`, each [Gh, Gw, ceil(frames / aligned)]: vertical and horizontal position of every fragment in its
+    cell, uniforms in [0, 1), whole pixels for "fragments". None is the centre, as in evaluation.
+    ValueError for an unknown mode, a size below 1, or draws of the wrong shape or range.
+    """
+    mode = resolve_mode(mode, VIDEO_MODES)
+    geometry = (mode, _size("source", height, width), _size("grid", *grid), _size("fragment", *fragment), aligned)
+    if aligned < 1:
+        raise ValueError(f"aligned must be at least 1 frame; got {aligned}")
+    if frames < 1:
+        raise ValueError(f"a clip needs at least 1 frame; got {frames}")
+    if draws is None:
+        return _centred_plan("video", *geometry, frames)
+    return _plan(VIDEO_MODES[mode], *geometry[1:], frames, draws)
+
+
+def plan_image(
+    mode: str,
+    height: int,
+    width: int,
+    *,
+    grid: tuple[int, int] = (8, 8),
+    fragment: tuple[int, int] = (32, 32),
+    draws: Draws | None = None,
+    flip: bool = False,
+    angle: float | None = None,
+) -> Plan:
+    """Plan an image as a clip of one frame; draws [Gh, Gw] as in `plan_video`, whole pixels for "fragment".
+
+    flip, angle (degrees counter-clockwise): the augmentation of training, applied before the sampling.
+    """
+    mode = resolve_mode(mode, IMAGE_MODES)
+    geometry = (mode, _size("source", height, width), _size("grid", *grid), _size("fragment", *fragment), 1)
+    warp = None
+    if flip or angle:
+        warp = Warp.of(flip=flip, angle=angle or 0.0, height=height, width=width)
+    if draws is None and warp is None:
+        return _centred_plan("image", *geometry, 1)
+    if draws is not None:
+        draws = tuple(axis[..., None] if np.ndim(axis) == 2 else axis for axis in draws)
+    return _plan(IMAGE_MODES[mode], *geometry[1:], 1, draws, warp)
+
+
+def draw_video(
+    mode: str,
+    height: int,
+    width: int,
+    frames: int = 32,
+    *,
+    grid: tuple[int, int] = (7, 7),
+    fragment: tuple[int, int] = (32, 32),
+    aligned: int = 32,
+    generator: Generator = None,
+) -> Draws:
+    """Training draws `(u, v)` for `plan_video`: float32 [Gh, Gw, runs] in [0, 1), int64 for "fragments"."""
+    mode = resolve_mode(mode, VIDEO_MODES)
+    return _draw(VIDEO_MODES[mode], height, width, grid, fragment, -(-frames // aligned), generator)
+
+
+def draw_image(
+    mode: str,
+    height: int,
+    width: int,
+    *,
+    grid: tuple[int, int] = (8, 8),
+    fragment: tuple[int, int] = (32, 32),
+    generator: Generator = None,
+) -> Draws:
+    """Training draws `(u, v)` for `plan_image`: float32 [Gh, Gw] in [0, 1), int64 for "fragment"."""
+    mode = resolve_mode(mode, IMAGE_MODES)
+    u, v = _draw(IMAGE_MODES[mode], height, width, grid, fragment, 1, generator)
+    return u[..., 0], v[..., 0]
+
+
+def draw_flip_angle(generator: Generator = None) -> tuple[bool, float]:
+    """Training augmentation of an image: a flip with probability 0.5, an angle uniform in [-45, 45] degrees."""
+    flip, angle = _uniform(generator, (2,))
+    return bool(flip < 0.5), float(angle * 90 - 45)
+
+
+def _size(name: str, height: int, width: int) -> tuple[int, int]:
+    if height < 1 or width < 1:
+        raise ValueError(f"{name} must be at least 1x1 (height x width); got {height}x{width}")
+    return int(height), int(width)
+
+
+def _levels(mode: Mode, size: tuple[int, int], target: tuple[int, int]) -> tuple[np.ndarray, bool]:
+    """Level sizes, int64 [L, 2]: those of the schedule, then full resolution where a mask needs it; and whether the
+    source is smaller than the target, so that all of them are the one enlarged size."""
+    ratio = min(size[0] / target[0], size[1] / target[1])
+    small = ratio < 1
+    scales = np.array([1 / ratio]) if small else mode.scales(ratio)
+    if mode.mask != "none" and not small:
+        scales = np.append(scales, 1.0)
+    sizes = size[0] / ratio, size[1] / ratio
+    levels = np.array([sizes]) if small else np.multiply.outer(scales, size)
+    return np.rint(levels).astype(np.int64), small
+
+
+def _free(levels: np.ndarray, grid: tuple[int, int], fragment: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Cell size and the room a fragment has in its cell, both [L, 2]."""
+    cells = levels // np.array(grid)
+    return cells, cells - np.array(fragment)
+
+
+def _draw(mode, height, width, grid, fragment, runs, generator) -> Draws:
+    shape = (*_size("grid", *grid), runs)
+    if not mode.integer_draws:
+        u, v = _uniform(generator, (2, *shape))
+        return u, v
+    target = grid[0] * fragment[0], grid[1] * fragment[1]
+    levels, _ = _levels(mode, _size("source", height, width), target)
+    free_y, free_x = np.maximum(1, _free(levels, grid, fragment)[1][0])
+    return _integers(generator, free_y, shape), _integers(generator, free_x, shape)
+
+
+def _plan(mode, size, grid, fragment, aligned, frames, draws, warp=None) -> Plan:
+    target = grid[0] * fragment[0], grid[1] * fragment[1]
+    levels, small = _levels(mode, size, target)
+    cells, free = _free(levels, grid, fragment)
+    runs = -(-frames // aligned)
+
+    offsets = _offsets(mode, free, draws, (*grid, runs))  # [runs, L, Gh, Gw, 2]
+    corner = np.stack(np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij"), axis=-1)
+    room = (levels - np.array(fragment))[:, None, None]
+    origins = np.minimum(cells[:, None, None] * corner, room) + offsets
+
+    full = len(levels) - 1 if mode.mask != "none" else None
+    period = 1 if small else len(levels) - (full is not None)
+    t = np.arange(frames)
+    slot = t // aligned * len(levels) + t // SCALE_STEP_FRAMES % period
+    slots = np.stack([slot, slot if full is None else np.full(frames, full)], axis=1)
+
+    steps = np.array(size, np.float32) / levels.astype(np.float32)
+    return Plan(
+        height=size[0],
+        width=size[1],
+        grid=grid,
+        fragment=fragment,
+        levels=np.tile(levels, (runs, 1)).astype(np.int32),
+        steps=np.tile(steps, (runs, 1)),
+        origins=origins.reshape(runs * len(levels), *grid, 2).astype(np.int32),
+        slots=slots.astype(np.int32),
+        mask_cell=(MASK_PATCH, MASK_PATCH) if mode.mask == "patch" else fragment,
+        truncate=mode.truncates and small,
+        warp=warp,
+    )
+
+
+@lru_cache(maxsize=256)
+def _centred_plan(kind: str, mode: str, size, grid, fragment, aligned: int, frames: int) -> Plan:
+    modes = VIDEO_MODES if kind == "video" else IMAGE_MODES
+    return _plan(modes[mode], size, grid, fragment, aligned, frames, None)
+
+
+def _offsets(mode: Mode, free: np.ndarray, draws: Draws | None, shape: tuple[int, int, int]) -> np.ndarray:
+    """Offset of every fragment in its cell, int64 [runs, L, Gh, Gw, 2]."""
+    if draws is None:
+        half = free // 2 if mode.integer_draws else (np.float32(0.5) * free.astype(np.float32)).astype(np.int64)
+        return np.broadcast_to(half[None, :, None, None], (shape[2], len(free), *shape[:2], 2))
+    if len(draws) != 2:
+        raise ValueError(f"draws must be a pair (u, v) of arrays of shape {shape}; got {len(draws)} of them")
+    u, v = (np.asarray(axis) for axis in draws)
+    if u.shape != shape or v.shape != shape:
+        raise ValueError(
+            f"draws must have shape {shape} = (grid rows, grid columns, runs); got {u.shape} and {v.shape}"
+        )
+    both = np.stack([u, v], axis=-1).transpose(2, 0, 1, 3)[:, None]  # [runs, 1, Gh, Gw, 2]
+    if not mode.integer_draws:
+        if not ((both >= 0) & (both < 1)).all():
+            raise ValueError(f"draws must be in [0, 1); got values from {both.min()} to {both.max()}")
+        return (both.astype(np.float32) * free.astype(np.float32)[None, :, None, None]).astype(np.int64)
+    room = free[None, :, None, None]
+    if not ((both >= 0) & (both <= room)).all() or (both != both.astype(np.int64)).any():
+        raise ValueError(
+            f"draws must be whole pixels in 0..{int(free[0, 0])} (rows) and 0..{int(free[0, 1])} (columns) for this "
+            f"mode and source; got values from {both.min()} to {both.max()}"
+        )
+    return np.broadcast_to(both.astype(np.int64), (shape[2], len(free), *shape[:2], 2))
+
+
+def _uniform(generator: Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """float32 in [0, 1). None is fresh entropy, an int a seed, as in `numpy.random.default_rng`."""
+    if _is_torch(generator):
+        import torch
+
+        return torch.rand(shape, generator=generator, device=generator.device).cpu().numpy()
+    return np.random.default_rng(generator).random(shape, np.float32)
+
+
+def _integers(generator: Generator, high: int, shape: tuple[int, ...]) -> np.ndarray:
+    """int64 in 0..high-1."""
+    if _is_torch(generator):
+        import torch
+
+        return torch.randint(int(high), shape, generator=generator, device=generator.device).cpu().numpy()
+    return np.random.default_rng(generator).integers(0, high, shape)
+
+
+def _is_torch(generator: Generator) -> bool:
+    return type(generator).__module__.startswith("torch")
