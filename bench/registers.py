@@ -44,7 +44,7 @@ def variants():
 
 def compile_variant(plan, yuv, layout, dtype, block=None, num_warps=None):
     """Registers, spilled bytes and shared memory of one variant; the launcher's configuration unless told."""
-    default_block, default_warps = fused.configuration(yuv=yuv)
+    default_block, default_warps = fused.configuration()
     constants = fused.constants([plan], yuv=yuv, layout=layout) | {"BLOCK": block or default_block}
     signature = {
         name: "constexpr" if name in constants else POINTERS.get(name, "i32" if name == "frames" else "fp32")

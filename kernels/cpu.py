@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -355,7 +356,7 @@ def sample(write: Writer, frames: Sequence[Frame], threads: int):
     bands = write.plan.grid[0]
     if len(frames) == 1:
         cuts = np.linspace(0, bands, min(threads, bands) + 1).astype(int).tolist()
-        tasks = [(frames[0], 0, cut) for cut in zip(cuts, cuts[1:])]
+        tasks = [(frames[0], 0, cut) for cut in pairwise(cuts)]
     else:
         tasks = [(frame, t, None) for t, frame in enumerate(frames)]
     if threads == 1:

@@ -159,8 +159,8 @@ class Tables(NamedTuple):
 
     frames   int64 [B, T, 3]            address of each plane of each frame
     places   int64 [B]                  which clip of the output
-    samples  int32 [B, 12]              height, width; row stride of plane 0, of planes 1 and 2; pixel stride of plane 0,
-                                        of planes 1 and 2; colour constants
+    samples  int32 [B, 12]              height, width; row strides of plane 0, of planes 1 and 2; pixel strides of the
+                                        same; colour constants
     slots    int32 [B, T, 2]            as in `Plan`, counted through the batch
     steps    float32 [S, 2]
     origins  int32 [S, Gh, Gw, 2]
@@ -223,7 +223,7 @@ def sample(
     plan = plans[0]
     yuv = _check(plans, sources, out, layout)
     frames_per_program = PATCH[0] if layout == "patches" else 1
-    default_block, default_warps = configuration(yuv=yuv)
+    default_block, default_warps = configuration()
     block = block or default_block
     pixels = frames_per_program * plan.size[0] * plan.size[1]
     grid = (triton.cdiv(pixels, block), plan.frames // frames_per_program, len(plans))
@@ -266,11 +266,11 @@ def constants(plans: Sequence[Plan], *, yuv: bool, layout: OutputLayout) -> dict
     }
 
 
-def configuration(*, yuv: bool) -> tuple[int, int]:
+def configuration() -> tuple[int, int]:
     """Pixels a program and warps a program. The interpreter pays per program, so it gets large ones."""
     if interpreted():
         return 8192, 1
-    return (512, 4) if yuv else (512, 4)
+    return 256, 4
 
 
 def interpreted() -> bool:

@@ -41,14 +41,18 @@ class Case:
 
     def source(self):
         """uint8 [T, H, W, 3] of a video case, [H, W, 3] of an image case."""
-        frames = self.settings.get("frames")
-        return {"noise": noise, "smooth": smooth}[self.content](self.seed, frames, self.height, self.width)
+        return _source(self.content, self.seed, self.settings.get("frames"), self.height, self.width)
 
 
 @lru_cache
 def _archive(name):
     with np.load(DATA / f"{name}.npz") as archive:
         return dict(archive)
+
+
+@lru_cache(maxsize=1)  # tests of one case follow each other
+def _source(content, *arguments):
+    return {"noise": noise, "smooth": smooth}[content](*arguments)
 
 
 def cases(kind):

@@ -44,7 +44,9 @@ def test_frame_indices_drawn_in_their_segments():
     assert starts.max() <= 250 - 8 * 3 - 1
     assert len(np.unique(starts)) > 100
     assert (np.diff(drawn, axis=2) == 3).all()
-    assert frame_indices(1000, train=True, generator=7).tolist() == frame_indices(1000, train=True, generator=7).tolist()
+    assert (
+        frame_indices(1000, train=True, generator=7).tolist() == frame_indices(1000, train=True, generator=7).tolist()
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,7 +175,9 @@ def test_draws_come_from_the_generator(kind):
         plan_video(mode, 300, 400, 64, draws=first)
     generator = make()
     if kind != "seed":
-        assert not np.array_equal(draw_image("sama", 300, 400, generator=generator), draw_image("sama", 300, 400, generator=generator))
+        assert not np.array_equal(
+            draw_image("sama", 300, 400, generator=generator), draw_image("sama", 300, 400, generator=generator)
+        )
 
 
 def test_integer_draws_reach_every_place():
