@@ -1,0 +1,122 @@
+"""Videos as frames by number: `open_video` picks a decoder; what it yields is a `Frame` in the decoder's own memory.
+
+    with open_video("clip.mp4") as video:
+        video.info.num_frames                       # exact, also at a variable frame rate
+        for n, frame in video.frames([0, 2, 4]):    # only these are decoded, and what they refer to
+            ...
+
+A decoder is one file in this package with a class that follows `Video`, and one line in `DECODERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from os import PathLike, fsdecode
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sama.frames import Frame
+
+
+class DecodeError(Exception):
+    """A file that cannot be read as a video: `path` and `reason`. The only error that a bad file raises."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What is known of a video once it is open.
+
+    num_frames      frames that a decode of the whole file gives, exact
+    width, height   in pixels as displayed, after mirroring and rotation
+    rotation        degrees counter-clockwise that `frames` has applied: 0, 90, 180 or 270
+    mirrored        whether `frames` has swapped left and right, before that rotation
+    fps             average frames per second
+    index           "packets": numbers come from the file's time stamps, frames nobody needs are not decoded;
+                    "decoding": the file has no usable time stamps, its frames are counted from the start (slow)
+    """
+
+    path: str
+    num_frames: int
+    width: int
+    height: int
+    rotation: Literal[0, 90, 180, 270]
+    mirrored: bool
+    fps: float
+    duration_seconds: float
+    codec: str
+    pix_fmt: str
+    index: Literal["packets", "decoding"]
+
+
+class Video(Protocol):
+    """An open video. Different videos may be used from different threads at once, one video from one at a time."""
+
+    info: VideoInfo
+
+    def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, Frame]]:
+        """Yield `(index, frame)` for each distinct index, in increasing order, whatever the order of `indices`.
+
+        Planes may be memory of the decoder: read them, never write; they live as long as something refers to them.
+        IndexError where an index is outside 0..num_frames - 1; DecodeError where the file cannot give a frame.
+        """
+
+    def seconds(self, indices: Iterable[int]) -> np.ndarray:
+        """Times at which frames are shown, in seconds after the first one; float64, the length of `indices`."""
+
+    def close(self) -> None:
+        """Give back file handles. Frames already yielded stay valid."""
+
+    def __enter__(self) -> Video: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+
+class Decoder(NamedTuple):
+    """Where a decoder lives: `module.cls(path, threads=...)`, usable where `library` can be imported."""
+
+    module: str
+    cls: str
+    library: str
+    install: str
+
+    def available(self) -> bool:
+        return find_spec(self.library) is not None
+
+
+DECODERS = {  # "auto" takes the first available one
+    "pyav": Decoder("sama.decode.pyav", "PyavVideo", "av", "pip install av"),
+}
+
+
+def open_video(path: str | PathLike[str], *, decoder: str = "auto", threads: int | None = None) -> Video:
+    """Open a video file.
+
+    decoder: a name in `DECODERS`, or "auto". threads: decoding threads of this video; None lets the decoder choose.
+
+    DecodeError where the file is missing or no readable video; ValueError for an unknown decoder or a bad thread count;
+    ImportError where the decoder's library is not installed.
+    """
+    if decoder != "auto" and decoder not in DECODERS:
+        raise ValueError(f"unknown decoder {decoder!r}; known: auto, {', '.join(DECODERS)}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, or None; got {threads}")
+    candidates = DECODERS if decoder == "auto" else [decoder]
+    chosen = next((DECODERS[name] for name in candidates if DECODERS[name].available()), None)
+    if chosen is None:
+        hints = " or ".join(f"`{DECODERS[name].install}`" for name in candidates)
+        raise ImportError(f"no library to decode with (decoder={decoder!r}); install one with {hints}")
+    video_class = getattr(import_module(chosen.module), chosen.cls)
+    return video_class(fsdecode(path), threads=threads)
