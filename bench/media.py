@@ -1,4 +1,4 @@
-"""Test clips from real photographs: panned, zoomed, with film grain, encoded with x264. Made once, kept in `bench/clips`."""
+"""Test clips from real photographs: panned, zoomed, with grain, encoded with x264. Made once, kept in `bench/clips`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Size(NamedTuple):
 SIZES = {size.name: size for size in (Size("540p", 960, 540), Size("1080p", 1920, 1080), Size("2160p", 3840, 2160))}
 
 
-def test_clip(size: Size, seconds: float, progress=None) -> Path:
+def clip_path(size: Size, seconds: float, progress=None) -> Path:
     """The path of the test clip of this size and length, made first if it is not there.
 
     progress: called once per frame made
@@ -58,7 +58,7 @@ def encode(path: Path, size: Size, frames: int, progress=None):
 
 
 def pictures(size: Size, frames: int):
-    """Pictures in 4:2:0, uint8 [H * 3/2, W]: every photograph for an equal share of the clip, the camera moving over it,
+    """Pictures in 4:2:0, uint8 [H * 3/2, W]: each photograph for its share of the clip, the camera moving over it, with
     grain on the luma."""
     photographs = load_photographs()
     rng = np.random.default_rng(0)

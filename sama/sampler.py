@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -34,6 +34,7 @@ from sama.plan import (
 )
 
 if TYPE_CHECKING:
+    from sama.decode import Video
     from sama.plan import Generator
 
 Backend = Literal["auto", "reference", "cpu", "triton"]
@@ -245,22 +246,46 @@ class VideoSampler(_Sampler):
 
         generator = _generator(generator)
         with open_video(path, decoder=decoder) as video:
-            info = video.info
-            indices = frame_indices(info.num_frames, clip_len, num_clips, interval, train, generator=generator)
-            draws = self.draws([(info.height, info.width)] * num_clips, clip_len, train, None, generator)
-            plans = [self.plan(info.height, info.width, clip_len, draws=pair) for pair in draws]
-            if self._choose(torch.device("cpu")) != "cpu":
-                frames = dict(video.frames(indices))
-                return self._run(plans, [[frames[i] for i in clip] for clip in indices.reshape(num_clips, -1).tolist()])
-            out = torch.empty(num_clips, *shape(self.layout, clip_len, *self.size), dtype=self.dtype)
-            writers = [self._writer(plan, part) for plan, part in zip(plans, out)]
-            places = defaultdict(list)
-            for place, index in enumerate(indices.tolist()):
-                places[index].append(divmod(place, clip_len))
-            for index, frame in video.frames(indices):
-                for clip, t in places[index]:
-                    writers[clip](frame, t)
-        return out
+            indices = frame_indices(video.info.num_frames, clip_len, num_clips, interval, train, generator=generator)
+            size = video.info.height, video.info.width
+            draws = self.draws([size] * num_clips, clip_len, train, None, generator)
+            return torch.stack(list(self.stream(video, indices.reshape(num_clips, clip_len), draws=draws)))
+
+    def stream(
+        self, video: Video, indices: np.ndarray, *, draws: Sequence[Draws | None] | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Sample clips of an open video while it is decoded, and yield each as soon as it is complete.
+
+        indices: frame numbers, [clips, T], the clips in the order in which they end
+        draws: one pair (u, v) a clip; None is centred
+        yields: [3, T, Sh, Sw], or [T/2, Sh/4, Sw/4, 96] with layout="patches", in main memory, clip after clip
+        Only the clips that overlap at one moment are held, however many there are.
+        """
+        size = video.info.height, video.info.width
+        clips, clip_len = indices.shape
+        plans = [self.plan(*size, clip_len, draws=pair) for pair in draws or [None] * clips]
+        places = defaultdict(list)
+        for clip, t in np.ndindex(clips, clip_len):
+            places[int(indices[clip, t])].append((clip, t))
+        ends = indices.max(1).tolist()
+        fast = self._choose(torch.device("cpu")) == "cpu"
+        open_clips, done = {}, 0
+        for index, frame in video.frames(places):
+            for clip, t in places[index]:
+                if clip not in open_clips:
+                    open_clips[clip] = self._open_clip(plans[clip]) if fast else [None] * clip_len
+                if fast:
+                    open_clips[clip][1](frame, t)
+                else:
+                    open_clips[clip][t] = frame
+            while done < clips and ends[done] <= index:
+                clip = open_clips.pop(done)
+                yield clip[0] if fast else self._run([plans[done]], [clip])[0]
+                done += 1
+
+    def _open_clip(self, plan: Plan):
+        out = torch.empty(shape(self.layout, plan.frames, *self.size), dtype=self.dtype)
+        return out, self._writer(plan, out)
 
 
 class ImageSampler(_Sampler):

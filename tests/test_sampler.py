@@ -1,5 +1,6 @@
 """The public samplers: what they take, what they give, and what they say."""
 
+import media
 import numpy as np
 import pytest
 import torch
@@ -253,3 +254,48 @@ def test_image_augmentation_is_drawn_image_by_image():
 def test_bad_images(image, error, message):
     with pytest.raises(error, match=message):
         sama.ImageSampler()(image)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sampler") / "clip.mp4"
+    return media.write_video(path, "libx264", num_frames=70)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(("clip_len", "num_clips", "interval"), [(8, 4, 2), (32, 1, 2), (5, 9, 3), (64, 2, 2)])
+def test_read_is_decoding_everything_and_sampling(video, backend, clip_len, num_clips, interval):
+    """Planes streamed through the kernel, planned frames only: as FFmpeg's RGB of all frames, then sampled."""
+    sampler = sama.VideoSampler(**SMALL, normalize=False, backend=backend)
+    x = sampler.read(video, clip_len=clip_len, num_clips=num_clips, interval=interval)
+    assert x.shape == (num_clips, 3, clip_len, 16, 36)
+    rgb = np.stack([frame.to_ndarray(format="rgb24") for frame in media.full_decode(video)])
+    indices = sama.frame_indices(70, clip_len, num_clips, interval).reshape(num_clips, clip_len)
+    assert_close(x, sama.VideoSampler(**SMALL, normalize=False)(rgb[indices]), PIXEL)
+
+
+def test_read_in_training_draws_frames_and_fragments(video):
+    sampler = sama.VideoSampler(**SMALL)
+    settings = {"clip_len": 8, "num_clips": 2, "train": True}
+    first = sampler.read(video, **settings, generator=1)
+    assert torch.equal(first, sampler.read(video, **settings, generator=1))
+    assert not torch.equal(first, sampler.read(video, **settings, generator=2))
+
+
+def test_stream_holds_only_the_clips_that_overlap(video):
+    sampler = sama.VideoSampler(**SMALL)
+    indices = np.arange(64).reshape(16, 4)
+    with sama.open_video(video) as opened:
+        frames = dict(opened.frames(range(64)))
+    with sama.open_video(video) as opened:
+        for k, clip in enumerate(sampler.stream(opened, indices)):
+            assert torch.equal(clip, sampler([frames[n] for n in indices[k].tolist()])[0])
+            assert opened.decoded <= 4 * (k + 1) + 16  # what the decoder reads ahead, never the whole video
+    assert k == 15
+
+
+def test_read_of_a_bad_file(tmp_path):
+    path = tmp_path / "text.mp4"
+    path.write_text("not a video")
+    with pytest.raises(sama.DecodeError, match=r"text\.mp4"):
+        sama.VideoSampler().read(path)

@@ -1,0 +1,203 @@
+"""The sampler on a GPU: clips per second, bytes moved, and the share of the bandwidth that a plain copy reaches there.
+
+python bench/gpu.py [--sweep] [--json FILE]    # the kernel alone, 1080p; --sweep: which configuration is fastest
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import sama
+from sama.frames import Clip
+from sama.kernels import layout as layouts
+from sama.kernels import reference
+from sama.plan import Plan, plan_video
+from sama.sampler import MEAN, STD
+
+SECTOR = 32  # bytes: the least that a GPU reads from its memory
+SOURCE_BYTES = 3 << 30  # decoded clips in rotation: many times the second-level cache
+
+
+def sectors(plan: Plan, yuv: bool) -> int:
+    """Bytes of the source that a plan cannot avoid reading: every 32-byte sector that holds a tap, once a frame.
+
+    Planes are taken to start at a sector; rows follow each other without padding.
+    """
+    taps = {slot: _slot_taps(plan, slot) for slot in np.unique(plan.slots).tolist()}
+    total = 0
+    for pair in plan.slots.tolist():
+        pieces = [piece for slot in set(pair) for piece in taps[slot]]
+        planes = [(1, 1, 0), (1, 1, 1), (1, 1, 1)] if yuv else [(3, 1, 0)]
+        for pixel, _, shift in planes:
+            height, width = (plan.height + shift) >> shift, ((plan.width + shift) >> shift) * pixel
+            touched = np.zeros(-(-height * width // SECTOR), bool)
+            for rows, columns in pieces:
+                start = (rows >> shift)[:, None] * width + (columns >> shift)[None] * pixel
+                touched[start // SECTOR] = True
+                touched[(start + pixel - 1) // SECTOR] = True
+            total += int(touched.sum()) * SECTOR
+    return total
+
+
+def _slot_taps(plan: Plan, slot: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Source rows and columns of every fragment of a slot. Masks are left out: either level is counted whole."""
+    half, pieces = np.float32(0.5), []
+    for i, j in itertools.product(*map(range, plan.grid)):
+        axes = []
+        for axis, size in enumerate((plan.height, plan.width)):
+            level = np.arange(plan.fragment[axis], dtype=np.float32) + np.float32(plan.origins[slot, i, j, axis])
+            first = np.maximum(plan.steps[slot, axis] * (level + half) - half, np.float32(0)).astype(np.int64)
+            axes.append(np.unique(np.minimum(np.concatenate([first, first + 1]), size - 1)))
+        pieces.append(tuple(axes))
+    return pieces
+
+
+def copy_bandwidth() -> float:
+    """Bytes read plus bytes written per second by a device-to-device copy of 2 GiB."""
+    source = torch.randint(0, 256, (2 << 30,), dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / np.median(timed(lambda _: target.copy_(source), 30))
+
+
+def timed(call, repeats: int) -> list[float]:
+    """Seconds of `call(k)` by device events, warmed up."""
+    for k in range(3):
+        call(k)
+    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    for k, (start, end) in enumerate(pairs):
+        start.record()
+        call(k)
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) / 1e3 for start, end in pairs]
+
+
+def random_clips(count: int, frames: int, height: int, width: int, yuv: bool) -> list[Clip]:
+    """Clips of noise on the device: zeros would be flattered by it."""
+    half = (height + 1) // 2, (width + 1) // 2
+    shapes = [(height, width), (*half, 2)] if yuv else [(height, width, 3)]
+    return [
+        Clip(
+            "nv12" if yuv else "rgb",
+            tuple(torch.randint(0, 256, (frames, *shape), dtype=torch.uint8, device="cuda") for shape in shapes),
+        )
+        for _ in range(count)
+    ]
+
+
+def kernel_rows(height: int, width: int, *, mode="sama", batch=16, repeats=50, blocks=(None,), warps=(None,)):
+    """Clips/s of the kernel for both sources, all output types and layouts, with bytes and share of the copy."""
+    from sama.kernels import fused
+
+    bandwidth = copy_bandwidth()
+    plan = plan_video(mode, height, width)
+    for yuv in (False, True):
+        clip_bytes = 32 * height * width * (1.5 if yuv else 3)
+        clips = random_clips(max(batch, int(SOURCE_BYTES // clip_bytes)), 32, height, width, yuv)
+        groups = [clips[k : k + batch] for k in range(0, len(clips) - batch + 1, batch)]
+        read = sectors(plan, yuv)
+        for layout, dtype in itertools.product(layouts.LAYOUTS, (torch.float32, torch.float16, torch.bfloat16)):
+            out = torch.full((batch, *layouts.shape(layout, 32, 224, 224)), float("nan"), dtype=dtype, device="cuda")
+            moved = batch * (read + out[0].nbytes)
+            for block, num_warps in itertools.product(blocks, warps):
+
+                def call(k, out=out, layout=layout, block=block, num_warps=num_warps, groups=groups):
+                    fused.sample(
+                        [plan] * batch,
+                        groups[k % len(groups)],
+                        out,
+                        mean=MEAN,
+                        std=STD,
+                        layout=layout,
+                        block=block,
+                        num_warps=num_warps,
+                    )
+
+                call(0)
+                expected = reference.normalize(reference.sample(reference.to_rgb(groups[0][0]), plan), MEAN, STD)
+                error = (out[0].float() - reference.cut(expected, layout)).abs().max().item()
+                if not error <= (1e-4 if dtype == torch.float32 else 0.02):
+                    raise RuntimeError(f"kernel is {error} off the reference: {layout} {dtype} {yuv=}")
+                seconds = timed(call, repeats)
+                p20, p50, p80 = (float(np.percentile(seconds, q)) for q in (20, 50, 80))
+                yield {
+                    "device": torch.cuda.get_device_name(),
+                    "source": "nv12" if yuv else "rgb",
+                    "size": f"{width}x{height}",
+                    "mode": mode,
+                    "layout": layout,
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "batch": batch,
+                    "block": block or fused.configuration()[0],
+                    "num_warps": num_warps or fused.configuration()[1],
+                    "clips_per_s_p20": batch / p80,
+                    "clips_per_s": batch / p50,
+                    "clips_per_s_p80": batch / p20,
+                    "megabytes_per_clip": moved / batch / 1e6,
+                    "gigabytes_per_s": moved / p50 / 1e9,
+                    "copy_gigabytes_per_s": bandwidth / 1e9,
+                    "share_of_copy": moved / p50 / bandwidth,
+                }
+
+
+def sample_rows(case: str, path: Path, repeats: int):
+    """For `throughput.py`: the reference and the Triton kernel on the GPU, on the frames of a real clip."""
+    if not torch.cuda.is_available():
+        return []
+    import measure
+    import throughput
+
+    planes = throughput.read_clip(path)
+    on_gpu = [
+        type(f)(f.layout, tuple(reference.tensor(p).cuda() for p in f.planes), f.matrix, f.full_range) for f in planes
+    ]
+    rgb = torch.stack([reference.to_rgb(frame) for frame in on_gpu])
+    providers = {
+        "reference, GPU": lambda: sama.VideoSampler(backend="reference")(rgb)[0],
+        "triton, rgb": lambda: sama.VideoSampler(backend="triton")(rgb)[0],
+        "triton, planes": lambda: sama.VideoSampler(backend="triton")(on_gpu)[0],
+    }
+    throughput.check(providers, providers["reference, GPU"]())
+    seconds = throughput.timed(f"{case}: sample, GPU", providers, max(repeats, 20), sync=torch.cuda.synchronize)
+    plan = plan_video("sama", *rgb.shape[1:3])
+    bandwidth = copy_bandwidth()
+    notes = {}
+    for name, yuv in (("triton, rgb", False), ("triton, planes", True)):
+        moved = sectors(plan, yuv) + 3 * 32 * 224 * 224 * 4
+        rate = moved / np.median(seconds[name])
+        notes[name] = f"{moved / 1e6:.1f} MB, {rate / 1e9:.0f} GB/s, {rate / bandwidth:.0%} of a copy"
+    work = dict.fromkeys(providers, 1.0)
+    return measure.rows(case, "sample, GPU, one clip a call", "clips/s", seconds, work, "reference, GPU", **notes)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sweep", action="store_true", help="try blocks of 128 to 1024 pixels on 2, 4 and 8 warps")
+    parser.add_argument("--json", type=Path, help="write the rows there as well")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("no GPU: torch.cuda.is_available() is false", file=sys.stderr)
+        return 1
+    tried = {"blocks": (128, 256, 512, 1024), "warps": (2, 4, 8)} if options.sweep else {}
+    rows = []
+    for row in kernel_rows(1080, 1920, **tried):
+        rows.append(row)
+        print(
+            f"{row['source']:4} {row['layout']:7} {row['dtype']:8} block {row['block']:4} warps {row['num_warps']}: "
+            f"{row['clips_per_s']:8.0f} clips/s {row['gigabytes_per_s']:6.0f} GB/s {row['share_of_copy']:4.0%} of copy",
+            flush=True,
+        )
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Timing that can be compared: providers take turns, so that a slow moment of the machine falls on all of them."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: per second, unless the unit says otherwise. ratio: this provider's rate over the baseline's.
+
+    p20, p50, p80 are of the rate over the repeats; the ratio is that of the medians, of one run.
+    """
+
+    case: str
+    metric: str
+    provider: str
+    unit: str
+    p20: float
+    p50: float
+    p80: float
+    repeats: int
+    ratio: float | None = None
+    note: str = ""
+
+
+def environment() -> dict[str, str]:
+    """What a figure depends on: device, processor, cores, versions, date, commit."""
+    versions = {}
+    for name in ("torch", "triton", "numba", "av"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "none"
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cpu": f"{processor()}, {os.cpu_count()} cores",
+        "versions": " ".join(f"{name} {number}" for name, number in versions.items()),
+        "python": platform.python_version(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%MZ"),
+        "commit": commit(),
+    }
+
+
+def processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def commit() -> str:
+    run = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS)
+    return run.stdout.strip() or "unknown"
+
+
+def take_turns(
+    providers: dict[str, Callable[[], object]], repeats: int, *, sync: Callable[[], None] = lambda: None, progress=None
+) -> dict[str, list[float]]:
+    """Seconds of every call: each provider once to warm up, then all in turn, `repeats` times."""
+    seconds = {name: [] for name in providers}
+    for turn in range(repeats + 1):
+        for name, call in providers.items():
+            sync()
+            start = time.perf_counter()
+            call()
+            sync()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+            if progress:
+                progress(name)
+    return seconds
+
+
+def rows(
+    case: str,
+    metric: str,
+    unit: str,
+    seconds: dict[str, list[float]],
+    work: dict[str, float],
+    baseline: str,
+    **notes: str,
+) -> list[Row]:
+    """Rates from the seconds of `take_turns`. work: units done by one call of each provider."""
+    rates = {name: work[name] / np.array(values) for name, values in seconds.items()}
+    return [
+        Row(
+            case,
+            metric,
+            name,
+            unit,
+            *(float(np.percentile(rate, q)) for q in (20, 50, 80)),
+            len(rate),
+            float(np.median(rate) / np.median(rates[baseline])),
+            notes.get(name, ""),
+        )
+        for name, rate in rates.items()
+    ]
+
+
+def write(path: Path, rows: Iterable[Row]):
+    """All rows as CSV, each with the environment."""
+    about = environment()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)] + list(about))
+        writer.writeheader()
+        for row in rows:
+            short = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in asdict(row).items()}
+            writer.writerow(short | about)
+
+
+def peak_memory(setup: str, work: str) -> float:
+    """MiB of resident memory that `work` adds, at its peak, to what is resident after `setup`; in a process of its own.
+
+    Linux only: elsewhere the peak cannot be reset, and NaN is given.
+    """
+    if not Path("/proc/self/clear_refs").exists():
+        return float("nan")
+    code = f"""
+{setup}
+import re
+def resident(field):
+    return int(re.search(field + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+open("/proc/self/clear_refs", "w").write("5")
+before = resident("VmRSS")
+{work}
+print(resident("VmHWM") - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(f"measuring memory failed:\n{run.stderr}")
+    return int(run.stdout.splitlines()[-1]) / 1024
