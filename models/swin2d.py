@@ -1,0 +1,69 @@
+"""Swin V2 with a head on every token: the network that scores images (SAMA, arXiv 2401.02614, section on IQA).
+
+The backbone (Liu et al., arXiv 2111.09883) is timm's.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from sama.models.heads import TokenHead, by_sample
+
+IMAGE = 256  # pixels a side
+SIZES = {
+    "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+    "nano": {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)},
+}
+
+
+class ImageQuality(nn.Module):
+    """Scores images: Swin V2-T (window 8, 256 x 256) and a head on every token.
+
+    `size` is "tiny" (timm's `swinv2_tiny_window8_256`, 28 M parameters) or "nano" (2.2 M, to train on a laptop).
+    `drop_path` is the stochastic depth of the last block, `dropout` that of the head.
+    `checkpointing` recomputes the blocks in the backward pass: less memory, more time.
+
+    In evaluation on a CPU each image is computed on its own, so its score does not depend on its batch.
+    """
+
+    kind = "image"
+
+    def __init__(
+        self,
+        size: Literal["tiny", "nano"] = "tiny",
+        *,
+        drop_path: float = 0.1,
+        dropout: float = 0.5,
+        checkpointing: bool = False,
+    ) -> None:
+        from timm.models.swin_transformer_v2 import SwinTransformerV2
+
+        super().__init__()
+        if size not in SIZES:
+            raise ValueError(f"got {size = }, expected one of {', '.join(map(repr, SIZES))}")
+        self.size = size
+        self.options = {"drop_path": drop_path, "dropout": dropout}
+        self.backbone = SwinTransformerV2(
+            img_size=IMAGE, window_size=8, num_classes=0, drop_path_rate=drop_path, **SIZES[size]
+        )
+        self.backbone.set_grad_checkpointing(checkpointing)
+        self.head = TokenHead(self.backbone.num_features, dropout=dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A value for each token, `[B, 64]`, of normalised images `[B, 3, 256, 256]`."""
+        return by_sample(self, lambda x: self.head(self._tokens(x)), x).squeeze(-1)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the head sees: `[B, 64, width]`."""
+        return by_sample(self, self._tokens, x)
+
+    def score(self, x: Tensor) -> Tensor:
+        """One score an image, `[B]`: the mean of its tokens' values."""
+        return self(x).mean(1)
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        if x.shape[1:] != (3, IMAGE, IMAGE) or len(x) == 0:
+            raise ValueError(f"got {tuple(x.shape) = }, expected [B, 3, {IMAGE}, {IMAGE}]")
+        return self.backbone.forward_features(x).flatten(1, 2)

@@ -1,0 +1,272 @@
+"""A checkpoint, ready to score: `load_model`, and what a score consists of.
+
+    m = sama.load_model("SAMA-baseline.pth")      # any checkpoint that `sama.models` reads
+    print(m.report)                               # what was loaded, missing, dropped
+    r = m.score("video.mp4")
+    r.score, r.clips, r.timeline                  # 0.71, (0.70, ...), ((1.07, 0.70), ...): seconds, value
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sama.kernels.layout import PATCH
+from sama.plan import frame_indices
+from sama.sampler import ImageSampler, VideoSampler
+
+if TYPE_CHECKING:
+    from sama.decode import Video
+
+DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WHERE_TO_GET_WEIGHTS = """checkpoints that this program reads, and where their authors publish them:
+  SAMA-baseline_val-ltest_s_dev_v0.0.pth             https://github.com/Sissuire/SAMA
+  FAST_VQA_B_1_4.pth                                 https://github.com/VQAssessment/FAST-VQA-and-FasterVQA
+  DOVER.pth (its technical branch)                   https://github.com/VQAssessment/DOVER"""
+
+
+class NoWeightsError(Exception):
+    """There is no model to score with: no file was given and none is packaged, or the file has no trained head."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The quality of one video or image.
+
+    score     the model's own scale, higher is better
+    clips     one score a clip; `score` is their mean
+    timeline  (seconds, score) of every clip, at its middle frame; empty where there is no time
+    mos       `score` on the scale of the data set `mos_scale`, where the checkpoint carries a calibration, else None
+    frames, width, height   of the source, as displayed
+    """
+
+    score: float
+    clips: tuple[float, ...]
+    timeline: tuple[tuple[float, float], ...]
+    frames: int
+    width: int
+    height: int
+    mos: float | None = None
+    mos_scale: str | None = None
+
+
+def load_model(
+    weights: str | os.PathLike | None = None,
+    device: str = "auto",
+    *,
+    mode: str | None = None,
+    dtype: str = "float32",
+    compile: bool = False,
+) -> QualityModel:
+    """The model of a checkpoint, on a device, with the sampler it was trained with.
+
+    weights: a file of any source that `sama.models.build` knows; None is the packaged default model
+    device: "auto" is the GPU where there is one; else a torch device
+    mode: in place of the sampling mode that the checkpoint tells or suggests
+    dtype: "float32", or "bfloat16" / "float16" for autocast
+    NoWeightsError where there is no file to load or it brings no head; `sama.models.CheckpointError` for a file that is
+    no known checkpoint; FileNotFoundError; ValueError for an unknown device, dtype or mode.
+    """
+    from sama.models import build
+
+    if weights is None:
+        if not DEFAULT_WEIGHTS.exists():
+            raise NoWeightsError(f"no default model is packaged yet: give weights.\n{WHERE_TO_GET_WEIGHTS}")
+        weights = DEFAULT_WEIGHTS
+    built = build(weights, mode=mode)
+    headless = [name for name in built.report.missing if name.startswith("head.")]
+    if headless:
+        raise NoWeightsError(
+            f"{weights} ({built.report.source}) holds no quality head ({', '.join(headless)} missing): it is a start for "
+            f"training, its scores would be random.\n{WHERE_TO_GET_WEIGHTS}"
+        )
+    name = f"{Path(weights).name} ({built.report.source}, sha256 {digest(weights)})"
+    return QualityModel(built.model, built.metadata, name, device, dtype=dtype, compile=compile, report=built.report)
+
+
+def random_model(kind: str = "video", device: str = "auto", *, mode: str = "sama", **options) -> QualityModel:
+    """A model with random weights (always the same ones), to try things out; its name says that scores mean nothing."""
+    from sama.models import ImageQuality, VideoQuality
+    from sama.models.weights import SETTINGS
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = {"video": VideoQuality, "image": ImageQuality}[kind]("tiny")
+    metadata = {**SETTINGS[kind], "kind": kind, "mode": mode}
+    return QualityModel(module.eval(), metadata, "RANDOM WEIGHTS, scores mean nothing", device, **options)
+
+
+def digest(path: str | os.PathLike) -> str:
+    """The first 12 digits of a file's SHA-256."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+class QualityModel:
+    """A network, its sampler, and a device. See `load_model`.
+
+    module: `VideoQuality` or `ImageQuality` in evaluation mode; metadata: as `sama.models.build` gives it
+    name: what scores are attributed to
+    """
+
+    def __init__(self, module, metadata: dict[str, Any], name, device="auto", *, dtype="float32", compile=False, report=None):
+        if dtype not in DTYPES:
+            raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device {device!r} was asked for, but torch finds no GPU; use device auto or cpu")
+        self.module = module.to(self.device)
+        if compile:
+            self.module.compile()
+        self.metadata, self.name, self.report = metadata, name, report
+        self.dtype, self.compiled = DTYPES[dtype], compile
+        settings = {"grid": tuple(metadata["grid"]), "fragment": tuple(metadata["fragment"])}
+        if self.kind == "image":
+            self.sampler = ImageSampler(metadata["mode"], **settings)
+        else:
+            fits = self.clip_len % PATCH[0] == 0 and all(size % PATCH[1] == 0 for size in settings["fragment"])
+            self.sampler = VideoSampler(metadata["mode"], **settings, layout="patches" if fits else "video")
+
+    @property
+    def kind(self) -> str:
+        """"video" or "image"."""
+        return self.metadata["kind"]
+
+    @property
+    def clip_len(self) -> int:
+        return self.metadata["clip_len"]
+
+    @property
+    def settings(self) -> str:
+        """What else a score depends on, in a line."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        if self.kind == "image":
+            return f"{self.metadata['mode']}, {dtype}"
+        data = self.metadata
+        return f"{data['mode']}, {data['num_clips']} clips of {data['clip_len']} frames, every {data['interval']}, {dtype}"
+
+    def clip_indices(
+        self, num_frames: int, seconds: np.ndarray | None = None, every_seconds: float | None = None
+    ) -> np.ndarray:
+        """Frame numbers of the clips that make a score, int64 [clips, clip_len].
+
+        seconds: time of every frame, needed with `every_seconds`: one clip from the middle of each window of that
+        length; None is the published protocol of a few clips for the whole video
+        """
+        data = self.metadata
+        if every_seconds is None:
+            indices = frame_indices(num_frames, data["clip_len"], data["num_clips"], data["interval"])
+            return indices.reshape(data["num_clips"], data["clip_len"])
+        if not every_seconds > 0:
+            raise ValueError(f"windows must be longer than 0 seconds; got {every_seconds}")
+        windows = int(seconds[-1] // every_seconds) + 1
+        edges = np.searchsorted(seconds, np.arange(windows + 1) * every_seconds)
+        edges = edges[np.concatenate([[True], np.diff(edges) > 0])]  # a window without a frame has no clip
+        clips = [start + frame_indices(int(end - start), data["clip_len"], 1, data["interval"]) for start, end in
+                 zip(edges, edges[1:])]  # fmt: skip
+        return np.stack(clips)
+
+    def sample(self, video: Video, every_seconds: float | None = None) -> tuple[np.ndarray, Iterator[torch.Tensor]]:
+        """The clips of an open video: the time of each one's middle frame, float64 seconds, and the sampled clips, one
+        after the other as they are decoded."""
+        all_seconds = video.seconds(range(video.info.num_frames)) if every_seconds is not None else None
+        indices = self.clip_indices(video.info.num_frames, all_seconds, every_seconds)
+        middles = video.seconds(indices[:, self.clip_len // 2].tolist())
+        return middles, self.sampler.stream(video, indices)
+
+    @torch.inference_mode()
+    def token_maps(self, samples: torch.Tensor) -> torch.Tensor:
+        """The model's values on the tokens, float32 on the CPU: [B, T/2, h, w] for clips, [B, h, w] for images."""
+        samples = samples.to(self.device, non_blocking=True)
+        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        with autocast:
+            tokens = self.module(samples)
+        if self.kind == "video":
+            return tokens[:, 0].float().cpu()
+        side = round(tokens.shape[1] ** 0.5)
+        return tokens.float().cpu().unflatten(1, (side, side))
+
+    def values(self, samples: Sequence[torch.Tensor], batch: int | None = None) -> list[float]:
+        """One score for each sample. With `batch`, the batch is filled up to it, so that its shape never changes."""
+        stacked = torch.stack(list(samples))
+        if batch and len(stacked) < batch and (self.compiled or self.device.type != "cpu"):
+            filling = stacked.new_zeros(batch - len(stacked), *stacked.shape[1:])
+            stacked = torch.cat([stacked, filling])
+        maps = self.token_maps(stacked)[: len(samples)]
+        return maps.flatten(1).double().mean(1).tolist()
+
+    def mos(self, score: float) -> tuple[float | None, str | None]:
+        """The score on the scale that the checkpoint is calibrated to, and the name of that scale.
+
+        metadata["calibration"]: {"scale": name, "kind": "linear", "slope": a, "intercept": b}, or "logistic" with
+        "beta": (top, bottom, middle, width) for `bottom + (top - bottom) / (1 + exp(-(score - middle) / |width|))`
+        """
+        calibration = self.metadata.get("calibration")
+        if not calibration:
+            return None, None
+        if calibration["kind"] == "linear":
+            value = calibration["slope"] * score + calibration["intercept"]
+        elif calibration["kind"] == "logistic":
+            top, bottom, middle, width = calibration["beta"]
+            value = bottom + (top - bottom) / (1 + np.exp(-(score - middle) / abs(width)))
+        else:
+            raise ValueError(f"unknown calibration {calibration['kind']!r}; known: linear, logistic")
+        return float(value), calibration["scale"]
+
+    def result(self, values: Sequence[float], seconds: Sequence[float], frames: int, width: int, height: int) -> Result:
+        """Put the scores of the clips together."""
+        score = float(np.mean(values))
+        mos, scale = self.mos(score)
+        return Result(score, tuple(values), tuple(zip(map(float, seconds), values)), frames, width, height, mos, scale)
+
+    def score(
+        self,
+        source: str | os.PathLike | np.ndarray | torch.Tensor,
+        *,
+        every_seconds: float | None = None,
+        fps: float | None = None,
+        decoder: str = "auto",
+    ) -> Result:
+        """Score a file, or pixels: uint8 [T, H, W, 3] for a video model, [H, W, 3] for an image model.
+
+        every_seconds: one clip in each window of this length instead of the published few for the whole video; memory
+            does not grow with the length. fps: of an array, for its timeline
+        `sama.DecodeError` for a file that cannot be read, or is a video for an image model, or the reverse.
+        """
+        if isinstance(source, np.ndarray | torch.Tensor):
+            return self._score_pixels(source, every_seconds, fps)
+        if self.kind == "image":
+            from sama.files import read_image
+
+            return self._score_pixels(read_image(source), None, None)
+        from sama.decode import open_video
+
+        with open_video(source, decoder=decoder) as video:
+            seconds, clips = self.sample(video, every_seconds)
+            values = [value for clip in clips for value in self.values([clip], 1)]
+            info = video.info
+            return self.result(values, seconds, info.num_frames, info.width, info.height)
+
+    def _score_pixels(self, pixels, every_seconds, fps) -> Result:
+        if self.kind == "image":
+            values = self.values(list(self.sampler(pixels)), 1)
+            return self.result(values, [], 1, pixels.shape[1], pixels.shape[0])
+        if pixels.ndim != 4:
+            raise ValueError(f"a video model scores uint8 [T, H, W, 3]; got shape {list(pixels.shape)}")
+        if every_seconds is not None and not fps:
+            raise ValueError("every_seconds needs the fps of the array")
+        seconds = np.arange(len(pixels)) / fps if fps else None
+        indices = self.clip_indices(len(pixels), seconds, every_seconds)
+        values = [value for clip in indices for value in self.values([self.sampler(pixels[clip])[0]], 1)]
+        middles = seconds[indices[:, self.clip_len // 2]] if fps else []
+        return self.result(values, middles, len(pixels), pixels.shape[2], pixels.shape[1])
