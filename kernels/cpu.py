@@ -12,7 +12,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from sama.frames import Frame
     from sama.plan import Plan
 
-PREFETCH_ROWS = 2  # how far ahead source rows are fetched: their addresses jump, so the processor cannot guess them
-PREFETCH_PIXELS = 21  # one cache line of packed RGB
+PREFETCH_ROWS = 2  # how far ahead memory is asked for: addresses jump from row to row, so the processor cannot guess
+CACHE_LINE = 64
 
 _ONE, _HALF = np.float32(1), np.float32(0.5)
 _U1 = np.uint64(1)
@@ -40,20 +40,48 @@ _U1 = np.uint64(1)
 _jit = njit(nogil=True, error_model="numpy")
 
 
+class _Taps(NamedTuple):
+    """Where a fragment's taps are in a source row, their weights, and room for what is read there.
+
+    columns   int64 [4, fw]      byte offsets of both taps in plane 0, then in planes 1 and 2
+    weights   float32 [3 * fw]   of the second tap, for each channel
+    values    int32 [2, 3, fw]   both taps of each channel; flat: the same memory, [2, 3 * fw]
+    """
+
+    columns: np.ndarray
+    weights: np.ndarray
+    values: np.ndarray
+    flat: np.ndarray
+
+
 @intrinsic
-def _prefetch(typing_context, plane, y, x):
-    """Ask for the cache line of `plane[y, x]`; no effect on any value."""
+def _byte(typing_context, address):
+    """The byte at an address: planes come with any strides, and indexing would multiply by them for each tap."""
 
     def generate(context, builder, signature, arguments):
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        pointer = cgutils.get_item_pointer(context, builder, signature.args[0], array, list(arguments[1:]))
-        pointer = builder.bitcast(pointer, cgutils.voidptr_t)
-        i32 = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, i32, i32, i32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [cgutils.voidptr_t], kind)
-        builder.call(function, [pointer, i32(0), i32(3), i32(1)])  # read, keep in all levels, data
+        return builder.load(builder.inttoptr(arguments[0], cgutils.voidptr_t))
 
-    return types.void(plane, y, x), generate
+    return uint8(int64), generate
+
+
+def _prefetching(write: int):
+    """A compiled function of an address that asks for its cache line, to read or to write; no effect on any value."""
+
+    @intrinsic
+    def prefetch(typing_context, address):
+        def generate(context, builder, signature, arguments):
+            i32 = ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, i32, i32, i32])
+            function = builder.module.declare_intrinsic("llvm.prefetch", [cgutils.voidptr_t], kind)
+            pointer = builder.inttoptr(arguments[0], cgutils.voidptr_t)
+            builder.call(function, [pointer, i32(write), i32(3), i32(1)])  # to all levels, data
+
+        return types.void(int64), generate
+
+    return prefetch
+
+
+_fetch_to_read, _fetch_to_write = _prefetching(0), _prefetching(1)
 
 
 @_jit
@@ -79,45 +107,83 @@ def _scaled(value, factor):
 
 
 @_jit
-def _blend_row(planes, color, y, columns, weight, taps, line, slot):
-    """Read one source row at the taps of a fragment and blend it: float32 `line[slot]`, [3, fw].
-
-    columns: uint64 [4, fw], both taps of plane 0, then both of planes 1 and 2; taps: int32 scratch [6, fw].
-    """
-    first, second, third = planes
-    half = y if color is None else y >> _U1
-    for k in range(weight.size):
-        taps[0, k] = first[y, columns[0, k]]
-        taps[3, k] = first[y, columns[1, k]]
-        taps[1, k] = second[half, columns[2, k]]
-        taps[4, k] = second[half, columns[3, k]]
-        taps[2, k] = third[half, columns[2, k]]
-        taps[5, k] = third[half, columns[3, k]]
-    if color is not None:
-        offset, factor, vr, ub, ug, vg = color
-        for side in range(0, 6, 3):
-            for k in range(weight.size):
-                luma = _scaled(np.int32(8) * taps[side, k] + offset, factor)
-                u = np.int32(8) * taps[side + 1, k] - np.int32(1024)
-                v = np.int32(8) * taps[side + 2, k] - np.int32(1024)
-                taps[side, k] = _clip(luma + _scaled(v, vr))
-                taps[side + 1, k] = _clip(luma + _scaled(u, ug) + _scaled(v, vg))
-                taps[side + 2, k] = _clip(luma + _scaled(u, ub))
-    for c in range(3):
-        for k in range(weight.size):
-            line[slot, c, k] = (_ONE - weight[k]) * np.float32(taps[c, k]) + weight[k] * np.float32(taps[c + 3, k])
+def _read(rows, taps):
+    """One source row at the taps of a fragment. rows: its address in each of the three planes."""
+    first, second, third = rows
+    columns, values = taps.columns, taps.values
+    for k in range(columns.shape[1]):
+        values[0, 0, k] = _byte(first + columns[0, k])
+        values[1, 0, k] = _byte(first + columns[1, k])
+        values[0, 1, k] = _byte(second + columns[2, k])
+        values[1, 1, k] = _byte(second + columns[3, k])
+        values[0, 2, k] = _byte(third + columns[2, k])
+        values[1, 2, k] = _byte(third + columns[3, k])
 
 
 @_jit
-def _prefetch_row(planes, color, y, columns):
-    last = columns.shape[1] - 1
-    half = y if color is None else y >> 1
-    for x in range(columns[0, 0], columns[1, last] + _U1, PREFETCH_PIXELS):
-        _prefetch(planes[0], y, np.int64(x))
+def _convert(color, values):
+    """Y, U, V to R, G, B in place, see `kernels.color`."""
+    offset, factor, vr, ub, ug, vg = color
+    for tap in range(2):
+        for k in range(values.shape[2]):
+            luma = _scaled(np.int32(8) * values[tap, 0, k] + offset, factor)
+            u = np.int32(8) * values[tap, 1, k] - np.int32(1024)
+            v = np.int32(8) * values[tap, 2, k] - np.int32(1024)
+            values[tap, 0, k] = _clip(luma + _scaled(v, vr))
+            values[tap, 1, k] = _clip(luma + _scaled(u, ug) + _scaled(v, vg))
+            values[tap, 2, k] = _clip(luma + _scaled(u, ub))
+
+
+@_jit
+def _blend_row(rows, color, taps, line, slot):
+    """Read one source row and blend it across: float32 `line[slot]`, [3 * fw]."""
+    _read(rows, taps)
     if color is not None:
-        for x in range(columns[2, 0], columns[3, last] + _U1, PREFETCH_PIXELS):
-            _prefetch(planes[1], half, np.int64(x))
-            _prefetch(planes[2], half, np.int64(x))
+        _convert(color, taps.values)
+    weights, flat = taps.weights, taps.flat
+    for k in range(weights.size):
+        left, right = np.float32(flat[0, k]), np.float32(flat[1, k])
+        line[slot, k] = (_ONE - weights[k]) * left + weights[k] * right
+
+
+@_jit
+def _blend_lines(line, top, bottom, weight, truncate, mean, scale, result):
+    """Blend two rows and normalise: float32 [3 * fw]; mean and scale for every value."""
+    over = _ONE - weight
+    if truncate:
+        for k in range(result.size):
+            value = np.floor(over * line[top, k] + weight * line[bottom, k])
+            result[k] = (value - mean[k]) * scale[k]
+    else:
+        for k in range(result.size):
+            value = over * line[top, k] + weight * line[bottom, k]
+            result[k] = (value - mean[k]) * scale[k]
+
+
+@_jit
+def _rows(planes, strides, color, y):
+    """Address of row y in each of the three planes; chroma has half of the rows."""
+    half = y if color is None else y >> 1
+    return planes[0] + y * strides[0], planes[1] + half * strides[1], planes[2] + half * strides[1]
+
+
+@_jit
+def _fetch_rows(rows, color, columns):
+    last = columns.shape[1] - 1
+    for at in range(columns[0, 0], columns[1, last] + 1, CACHE_LINE):
+        _fetch_to_read(rows[0] + at)
+    if color is not None:
+        for at in range(columns[2, 0], columns[3, last] + 1, CACHE_LINE):
+            _fetch_to_read(rows[1] + at)
+            _fetch_to_read(rows[2] + at)
+
+
+@_jit
+def _fetch_output(out, start, channel, count):
+    """Own the cache lines of the three channels before they are written: otherwise every store waits for memory."""
+    for c in range(3):
+        for at in range(start + c * channel, start + c * channel + count, CACHE_LINE // out.itemsize):
+            _fetch_to_write(out.ctypes.data + at * out.itemsize)
 
 
 @_jit
@@ -146,26 +212,13 @@ def _store(out, at, value, bfloat16):
 
 
 def _sample_frame(
-    planes,
-    color,
-    steps,
-    origins,
-    size,
-    fragment,
-    cell,
-    mixed,
-    truncate,
-    mean,
-    scale,
-    out,
-    bfloat16,
-    base,
-    places,
-    bands,
-):
+    planes, strides, color, steps, origins, size, fragment, cell, mixed, truncate,
+    mean, scale, out, bfloat16, base, places, bands,
+):  # fmt: skip
     """One frame, the fragment rows `bands[0]` to `bands[1]`.
 
-    planes: uint8 2-D x3; color: int32 x6, None for RGB
+    planes: int64 x3, addresses; strides: int64 x4, bytes from row to row in plane 0 and in planes 1 and 2, then from
+    pixel to pixel; color: int32 x6, None for RGB
     steps: float32 [2, 2]; origins: int32 [2, Gh, Gw, 2]: for mask bit 0 and 1; mixed: whether these differ
     out: 1-D, float32 with bfloat16 None, or uint16 with bfloat16 True or False
     base: int64 (frame offset, channel step); places: int64 rows [Sh], columns [Sw]; see `kernels.layout`
@@ -173,12 +226,12 @@ def _sample_frame(
     fh, fw = fragment
     rows, cols = places
     contiguous = cols[cols.size - 1] == cols.size - 1
-    low, high = np.empty(fh, np.uint64), np.empty(fh, np.uint64)
-    columns = np.empty((4, fw), np.uint64)
-    wy, wx = np.empty(fh, np.float32), np.empty(fw, np.float32)
-    taps = np.empty((6, fw), np.int32)
-    line = np.empty((2, 3, fw), np.float32)
-    values = np.empty(fw, np.float32)
+    low, high = np.empty(fh, np.int64), np.empty(fh, np.int64)
+    wy, wx = np.empty(fh, np.float32), np.empty((3, fw), np.float32)
+    columns, values = np.empty((4, fw), np.int64), np.empty((2, 3, fw), np.int32)
+    taps = _Taps(columns, wx.reshape(-1), values, values.reshape((2, 3 * fw)))
+    line, result = np.empty((2, 3 * fw), np.float32), np.empty(3 * fw, np.float32)
+    means, scales = np.repeat(mean, fw), np.repeat(scale, fw)
     whole = not mixed or cell == fragment
     for i in range(bands[0], bands[1]):
         for j in range(origins.shape[2]):
@@ -186,37 +239,37 @@ def _sample_frame(
                 if whole and bit != (mixed and (i + j) % 2 == 0):
                     continue
                 _set_taps(origins[bit, i, j, 0], steps[bit, 0], size[0], low, high, wy)
-                _set_taps(origins[bit, i, j, 1], steps[bit, 1], size[1], columns[0], columns[1], wx)
-                for k in range(fw):
-                    columns[2, k] = columns[0, k] if color is None else columns[0, k] >> _U1
-                    columns[3, k] = columns[1, k] if color is None else columns[1, k] >> _U1
-                top, kept = np.uint64(0), np.int64(-1)
+                _set_taps(origins[bit, i, j, 1], steps[bit, 1], size[1], columns[0], columns[1], wx[0])
+                wx[1:] = wx[0]
+                for tap in range(2):
+                    for k in range(fw):
+                        x = columns[tap, k]
+                        columns[tap, k] = x * strides[2]
+                        columns[2 + tap, k] = (x if color is None else x >> 1) * strides[3]
+                top, kept = np.uint64(0), -1
                 for r in range(fh):
                     if r + PREFETCH_ROWS < fh:
-                        _prefetch_row(planes, color, np.int64(low[r + PREFETCH_ROWS]), columns)
-                        _prefetch_row(planes, color, np.int64(high[r + PREFETCH_ROWS]), columns)
-                    if np.int64(low[r]) != kept:
-                        _blend_row(planes, color, low[r], columns, wx, taps, line, top)
+                        _fetch_rows(_rows(planes, strides, color, low[r + PREFETCH_ROWS]), color, columns)
+                        _fetch_rows(_rows(planes, strides, color, high[r + PREFETCH_ROWS]), color, columns)
+                        _fetch_output(out, base[0] + rows[i * fh + r + PREFETCH_ROWS] + cols[j * fw], base[1], fw)
+                    if low[r] != kept:
+                        _blend_row(_rows(planes, strides, color, low[r]), color, taps, line, top)
                     bottom = _U1 - top
-                    _blend_row(planes, color, high[r], columns, wx, taps, line, bottom)
+                    _blend_row(_rows(planes, strides, color, high[r]), color, taps, line, bottom)
+                    _blend_lines(line, top, bottom, wy[r], truncate, means, scales, result)
                     y = i * fh + r
                     for c in range(3):
-                        for k in range(fw):
-                            value = (_ONE - wy[r]) * line[top, c, k] + wy[r] * line[bottom, c, k]
-                            if truncate:
-                                value = np.floor(value)
-                            values[k] = (value - mean[c]) * scale[c]
                         start = np.uint64(base[0] + base[1] * c + rows[y])
-                        left = np.uint64(j * fw)
                         if whole and contiguous:
                             for k in range(fw):
-                                _store(out, start + left + np.uint64(k), values[k], bfloat16)
+                                at = start + np.uint64(j * fw + k)
+                                _store(out, at, result[np.uint64(c * fw + k)], bfloat16)
                         else:
                             for k in range(fw):
-                                x = left + np.uint64(k)
-                                if whole or ((y // cell[0] + np.int64(x) // cell[1]) % 2 == 0) == (bit == 1):
-                                    _store(out, start + np.uint64(cols[x]), values[k], bfloat16)
-                    top, kept = bottom, np.int64(high[r])
+                                x = j * fw + k
+                                if whole or ((y // cell[0] + x // cell[1]) % 2 == 0) == (bit == 1):
+                                    _store(out, start + np.uint64(cols[x]), result[c * fw + k], bfloat16)
+                    top, kept = bottom, high[r]
 
 
 @_jit
@@ -226,7 +279,7 @@ def _nearest(position, size):
 
 
 @_jit
-def _turned_tap(planes, matrix, flip, size, y, x, c):
+def _turned_tap(planes, strides, matrix, flip, size, y, x, c):
     """The pixel that a flip and a rotation bring to `(y, x)`: 0 where it comes from outside."""
     from_x = np.float32(x) - np.float32(size[1]) * _HALF + _HALF
     from_y = np.float32(y) - np.float32(size[0]) * _HALF + _HALF
@@ -236,12 +289,13 @@ def _turned_tap(planes, matrix, flip, size, y, x, c):
         return np.float32(0)
     if flip:
         source_x = size[1] - 1 - source_x
-    return np.float32(planes[c][source_y, source_x])
+    return np.float32(_byte(planes[c] + source_y * strides[0] + source_x * strides[2]))
 
 
 def _sample_turned(
-    planes, matrix, flip, steps, origins, size, fragment, cell, mean, scale, out, bfloat16, base, places, bands
-):
+    planes, strides, matrix, flip, steps, origins, size, fragment, cell,
+    mean, scale, out, bfloat16, base, places, bands,
+):  # fmt: skip
     """One image as in `_sample_frame`, each tap looked up through the flip and rotation in packed RGB."""
     fh, fw = fragment
     rows, cols = places
@@ -255,16 +309,15 @@ def _sample_turned(
             y1, x1 = min(y0 + 1, size[0] - 1), min(x0 + 1, size[1] - 1)
             wy, wx = at_y - np.float32(y0), at_x - np.float32(x0)
             for c in range(3):
-                a = _turned_tap(planes, matrix, flip, size, y0, x0, c)
-                b = _turned_tap(planes, matrix, flip, size, y0, x1, c)
-                d = _turned_tap(planes, matrix, flip, size, y1, x0, c)
-                e = _turned_tap(planes, matrix, flip, size, y1, x1, c)
+                a = _turned_tap(planes, strides, matrix, flip, size, y0, x0, c)
+                b = _turned_tap(planes, strides, matrix, flip, size, y0, x1, c)
+                d = _turned_tap(planes, strides, matrix, flip, size, y1, x0, c)
+                e = _turned_tap(planes, strides, matrix, flip, size, y1, x1, c)
                 value = (_ONE - wy) * ((_ONE - wx) * a + wx * b) + wy * ((_ONE - wx) * d + wx * e)
                 at = base[0] + base[1] * c + rows[y] + cols[x]
                 _store(out, at, (value - mean[c]) * scale[c], bfloat16)
 
 
-_PLANE = types.Array(uint8, 2, "A", readonly=True)
 _PAIR = types.UniTuple(int64, 2)
 
 
@@ -274,19 +327,18 @@ def _constant(dtype, ndim):
 
 @cache
 def _compiled(kind: str, half: bool):
-    """The kernel for "rgb", "yuv" or "turned" sources, float32 or 16-bit output, with one signature: without it, numba
-    would compile again for every mixture of contiguous, strided and read-only planes."""
-    planes, table = types.UniTuple(_PLANE, 3), _constant(int64, 1)
+    """The kernel for "rgb", "yuv" or "turned" sources, float32 or 16-bit output, compiled when it is first needed."""
+    planes, table = [types.UniTuple(int64, 3), types.UniTuple(int64, 4)], _constant(int64, 1)
     geometry = [_constant(float32, 2), _constant(int32, 4), _PAIR, _PAIR, _PAIR]
     scaling = [_constant(float32, 1)] * 2
     output = [types.Array(uint16 if half else float32, 1, "C"), boolean if half else none]
     where = [_PAIR, types.UniTuple(table, 2), _PAIR]
     if kind == "turned":
-        signature = [planes, _constant(float32, 2), boolean, *geometry, *scaling, *output, *where]
+        signature = [*planes, _constant(float32, 2), boolean, *geometry, *scaling, *output, *where]
         function = _sample_turned
     else:
         color = none if kind == "rgb" else types.UniTuple(int32, 6)
-        signature = [planes, color, *geometry, boolean, boolean, *scaling, *output, *where]
+        signature = [*planes, color, *geometry, boolean, boolean, *scaling, *output, *where]
         function = _sample_frame
     return njit(types.void(*signature), nogil=True, cache=True, error_model="numpy")(function)
 
@@ -325,7 +377,7 @@ class Writer:
                 f"the plan is for frames of {plan.height}x{plan.width} (height x width); got one of "
                 f"{frame.height}x{frame.width}"
             )
-        planes = tuple(np.asarray(plane) for plane in frame.channels())
+        planes = _planes(frame)
         slots = plan.slots[t]
         geometry = (plan.steps[slots], plan.origins[slots], (plan.height, plan.width), plan.fragment, plan.mask_cell)
         where = (
@@ -338,14 +390,14 @@ class Writer:
         if plan.warp is not None:
             if frame.layout != "rgb":
                 raise ValueError(f'flip and rotation need "rgb" frames; got {frame.layout!r}')
-            _compiled("turned", half)(planes, plan.warp.matrix, plan.warp.flip, *geometry, *output, *where)
+            _compiled("turned", half)(*planes, plan.warp.matrix, plan.warp.flip, *geometry, *output, *where)
             return
         color = None
         if frame.layout != "rgb":
             color = tuple(np.int32(value) for value in YUV_TO_RGB[frame.matrix, frame.full_range])
         mixed = bool(slots[0] != slots[1])
         kernel = _compiled("rgb" if color is None else "yuv", half)
-        kernel(planes, color, *geometry, mixed, plan.truncate, *output, *where)
+        kernel(*planes, color, *geometry, mixed, plan.truncate, *output, *where)
 
 
 def sample(write: Writer, frames: Sequence[Frame], threads: int):
@@ -366,6 +418,20 @@ def sample(write: Writer, frames: Sequence[Frame], threads: int):
     with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(write, *task) for task in tasks]:
             done.result()
+
+
+def _planes(frame: Frame) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Address of each channel; strides in bytes: of rows, of plane 0 and planes 1 and 2, then of pixels, alike."""
+    first, second, third = frame.channels()
+    if isinstance(first, np.ndarray):
+        addresses = tuple(plane.__array_interface__["data"][0] for plane in (first, second, third))
+        strides, other, last = first.strides, second.strides, third.strides
+    else:
+        addresses = first.data_ptr(), second.data_ptr(), third.data_ptr()
+        strides, other, last = first.stride(), second.stride(), third.stride()
+    if other != last:
+        raise ValueError(f"planes 1 and 2 of a frame must have the same strides; got {other} and {last}")
+    return addresses, (strides[0], other[0], strides[1], other[1])
 
 
 def _flat(out: torch.Tensor) -> tuple[np.ndarray, bool | None]:
