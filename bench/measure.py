@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+REST = 0.05  # seconds before each call: threads of the one before go on spinning for a while, waiting for work
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -75,6 +76,7 @@ def take_turns(
     seconds = {name: [] for name in providers}
     for turn in range(repeats + 1):
         for name, call in providers.items():
+            time.sleep(REST)
             sync()
             start = time.perf_counter()
             call()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import boolean, float32, int32, int64, njit, none, types, uint8, uint16
+from numba import boolean, float32, int32, int64, njit, none, types, uint16
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -45,23 +45,33 @@ class _Taps(NamedTuple):
 
     columns   int64 [4, fw]      byte offsets of both taps in plane 0, then in planes 1 and 2
     weights   float32 [3 * fw]   of the second tap, for each channel
+    words     int32 [2, fw]      whole pixels, as they were read
     values    int32 [2, 3, fw]   both taps of each channel; flat: the same memory, [2, 3 * fw]
     """
 
     columns: np.ndarray
     weights: np.ndarray
+    words: np.ndarray
     values: np.ndarray
     flat: np.ndarray
 
 
-@intrinsic
-def _byte(typing_context, address):
-    """The byte at an address: planes come with any strides, and indexing would multiply by them for each tap."""
+def _loading(bits: int):
+    """A compiled function of an address that gives the `bits` there, as int64. Planes come with any strides; indexing
+    arrays would multiply by them for each tap."""
 
-    def generate(context, builder, signature, arguments):
-        return builder.load(builder.inttoptr(arguments[0], cgutils.voidptr_t))
+    @intrinsic
+    def load(typing_context, address):
+        def generate(context, builder, signature, arguments):
+            pointer = builder.inttoptr(arguments[0], ir.IntType(bits).as_pointer())
+            return builder.zext(builder.load(pointer, align=1), ir.IntType(64))
 
-    return uint8(int64), generate
+        return int64(int64), generate
+
+    return load
+
+
+_byte, _word = _loading(8), _loading(32)
 
 
 def _prefetching(write: int):
@@ -121,6 +131,20 @@ def _read(rows, taps):
 
 
 @_jit
+def _read_pixels(row, taps):
+    """As `_read`, of packed RGB: three channels and a byte of the next pixel in one load, little end first."""
+    columns, words, values = taps.columns, taps.words, taps.values
+    for k in range(columns.shape[1]):
+        words[0, k] = _word(row + columns[0, k])
+        words[1, k] = _word(row + columns[1, k])
+    for tap in range(2):
+        for k in range(columns.shape[1]):
+            values[tap, 0, k] = words[tap, k] & np.int32(255)
+            values[tap, 1, k] = np.int32(words[tap, k] >> np.int32(8)) & np.int32(255)
+            values[tap, 2, k] = np.int32(words[tap, k] >> np.int32(16)) & np.int32(255)
+
+
+@_jit
 def _convert(color, values):
     """Y, U, V to R, G, B in place, see `kernels.color`."""
     offset, factor, vr, ub, ug, vg = color
@@ -135,9 +159,12 @@ def _convert(color, values):
 
 
 @_jit
-def _blend_row(rows, color, taps, line, slot):
-    """Read one source row and blend it across: float32 `line[slot]`, [3 * fw]."""
-    _read(rows, taps)
+def _blend_row(rows, color, packed, taps, line, slot):
+    """Read one source row and blend it across: float32 `line[slot]`, [3 * fw]. packed: `_read_pixels` may read it."""
+    if packed:
+        _read_pixels(rows[0], taps)
+    else:
+        _read(rows, taps)
     if color is not None:
         _convert(color, taps.values)
     weights, flat = taps.weights, taps.flat
@@ -229,10 +256,11 @@ def _sample_frame(
     low, high = np.empty(fh, np.int64), np.empty(fh, np.int64)
     wy, wx = np.empty(fh, np.float32), np.empty((3, fw), np.float32)
     columns, values = np.empty((4, fw), np.int64), np.empty((2, 3, fw), np.int32)
-    taps = _Taps(columns, wx.reshape(-1), values, values.reshape((2, 3 * fw)))
+    taps = _Taps(columns, wx.reshape(-1), np.empty((2, fw), np.int32), values, values.reshape((2, 3 * fw)))
     line, result = np.empty((2, 3 * fw), np.float32), np.empty(3 * fw, np.float32)
     means, scales = np.repeat(mean, fw), np.repeat(scale, fw)
     whole = not mixed or cell == fragment
+    adjacent = color is None and strides[2] == 3 and planes[1] - planes[0] == 1 and planes[2] - planes[0] == 2
     for i in range(bands[0], bands[1]):
         for j in range(origins.shape[2]):
             for bit in range(2):
@@ -241,6 +269,7 @@ def _sample_frame(
                 _set_taps(origins[bit, i, j, 0], steps[bit, 0], size[0], low, high, wy)
                 _set_taps(origins[bit, i, j, 1], steps[bit, 1], size[1], columns[0], columns[1], wx[0])
                 wx[1:] = wx[0]
+                packed = adjacent and columns[1, fw - 1] < size[1] - 1  # the last pixel has no next one
                 for tap in range(2):
                     for k in range(fw):
                         x = columns[tap, k]
@@ -253,9 +282,9 @@ def _sample_frame(
                         _fetch_rows(_rows(planes, strides, color, high[r + PREFETCH_ROWS]), color, columns)
                         _fetch_output(out, base[0] + rows[i * fh + r + PREFETCH_ROWS] + cols[j * fw], base[1], fw)
                     if low[r] != kept:
-                        _blend_row(_rows(planes, strides, color, low[r]), color, taps, line, top)
+                        _blend_row(_rows(planes, strides, color, low[r]), color, packed, taps, line, top)
                     bottom = _U1 - top
-                    _blend_row(_rows(planes, strides, color, high[r]), color, taps, line, bottom)
+                    _blend_row(_rows(planes, strides, color, high[r]), color, packed, taps, line, bottom)
                     _blend_lines(line, top, bottom, wy[r], truncate, means, scales, result)
                     y = i * fh + r
                     for c in range(3):
