@@ -3,7 +3,7 @@
     python bench/throughput.py [FILE ...] [--quick] [--repeats N] [--sizes 540p,1080p,2160p] [--out FILE.csv]
 
 Without files it makes its own test clips, once: real photographs, panned and zoomed, 10 s of H.264 at 540p, 1080p and
-2160p. Every sampler is compared with the reference before it is timed. --quick: 4 s at 1080p, two repeats.
+2160p. Everything is compared with the reference before it is timed. --quick: 4 s at 1080p, two repeats, no model.
 
 Rows go to bench/results/; `python bench/plot.py` draws them.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,9 @@ def main() -> int:
     parser.add_argument(
         "--sizes", help=f"comma-separated, of {', '.join(media.SIZES)} (default all, with --quick 1080p)"
     )
+    parser.add_argument(
+        "--model", action=argparse.BooleanOptionalAction, help="measure the model too (not with --quick)"
+    )
     parser.add_argument("--out", type=Path, help="CSV file (default bench/results/throughput-DEVICE[-quick].csv)")
     options = parser.parse_args()
     repeats = options.repeats or (2 if options.quick else 7)
@@ -58,10 +62,17 @@ def main() -> int:
         case = path.name if options.files else path.stem
         try:
             rows += run_case(case, path, repeats)
+            last = case, path
         except sama.DecodeError as error:
             print(f"skipped: {error}", file=sys.stderr)
     if not rows:
         return 1
+    if options.model or (options.model is None and not options.quick):
+        import network
+
+        found = network.rows(*last, repeats)
+        show_all(found)
+        rows += found
     device = measure.environment()["device"].replace(" ", "-")
     name = f"throughput-{device}{'-quick' if options.quick else ''}.csv"
     out = options.out or measure.RESULTS / name
@@ -239,6 +250,12 @@ def timed(title: str, providers, repeats: int, **kwargs) -> dict[str, list[float
             bar.update()
 
         return measure.take_turns(providers, repeats, progress=progress, **kwargs)
+
+
+def show_all(rows: list[Row]):
+    """A table for each case and metric."""
+    for _, group in itertools.groupby(rows, lambda row: (row.case, row.metric)):
+        show(list(group))
 
 
 def show(rows: list[Row]):

@@ -15,8 +15,11 @@ _HOMES = {
     "Frame": "sama.frames",
     "open_video": "sama.decode",
     "DecodeError": "sama.decode",
+    "load_model": "sama.model",
+    "QualityModel": "sama.model",
+    "Result": "sama.model",
 }
-_MODULES = ("decode", "frames", "kernels", "models", "plan", "sampler")
+_MODULES = ("decode", "files", "frames", "inspection", "kernels", "model", "models", "plan", "sampler", "score")
 
 __all__ = ["__version__", *_HOMES]
 

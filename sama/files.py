@@ -14,18 +14,25 @@ import numpy as np
 from sama.decode import DecodeError
 
 VIDEO_SUFFIXES = frozenset(
-    ".3g2 .3gp .asf .avi .divx .f4v .flv .h264 .h265 .hevc .ivf .m2ts .m2v .m4v .mj2 .mjpeg .mkv .mov .mp4 .mpeg .mpg "
-    ".mts .mxf .nut .obu .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m".split()
+    f".{name}"
+    for name in (
+        *("3g2", "3gp", "asf", "avi", "divx", "f4v", "flv", "h264", "h265", "hevc", "ivf", "m2ts", "m2v", "m4v", "mj2"),
+        *("mjpeg", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "mxf", "nut", "obu", "ogm", "ogv", "qt", "rm", "rmvb"),
+        *("ts", "vob", "webm", "wmv", "y4m"),
+    )
 )
-IMAGE_SUFFIXES = frozenset(".avif .bmp .heic .heif .jpe .jpeg .jpg .jp2 .png .ppm .tif .tiff .webp".split())
+IMAGE_SUFFIXES = frozenset(
+    f".{name}"
+    for name in ("avif", "bmp", "heic", "heif", "jp2", "jpe", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp")
+)
 
 
 def expand(arguments: Iterable[str], *, kind: str | None = None) -> list[str]:
     """The files that arguments name: files as they are, folders searched recursively, globs, "-" for a list of names on
     standard input, one a line. Sorted within a folder, each file once, in the order of the arguments.
 
-    kind: "video" or "image" leaves out files of the other kind found in folders. What does not exist is kept: opening it
-    says so.
+    kind: "video" or "image" leaves out files of the other kind found in folders. What does not exist is kept: opening
+    it says so.
     """
     suffixes = {"video": VIDEO_SUFFIXES, "image": IMAGE_SUFFIXES, None: VIDEO_SUFFIXES | IMAGE_SUFFIXES}[kind]
     found: dict[str, None] = {}

@@ -1,9 +1,9 @@
 """A checkpoint, ready to score: `load_model`, and what a score consists of.
 
-    m = sama.load_model("SAMA-baseline.pth")      # any checkpoint that `sama.models` reads
-    print(m.report)                               # what was loaded, missing, dropped
-    r = m.score("video.mp4")
-    r.score, r.clips, r.timeline                  # 0.71, (0.70, ...), ((1.07, 0.70), ...): seconds, value
+m = sama.load_model("SAMA-baseline.pth")      # any checkpoint that `sama.models` reads
+print(m.report)                               # what was loaded, missing, dropped
+r = m.score("video.mp4")
+r.score, r.clips, r.timeline                  # 0.71, (0.70, ...), ((1.07, 0.70), ...): seconds, value
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def load_model(
     headless = [name for name in built.report.missing if name.startswith("head.")]
     if headless:
         raise NoWeightsError(
-            f"{weights} ({built.report.source}) holds no quality head ({', '.join(headless)} missing): it is a start for "
-            f"training, its scores would be random.\n{WHERE_TO_GET_WEIGHTS}"
+            f"{weights} ({built.report.source}) holds no quality head ({', '.join(headless)} missing): training can "
+            f"start from it, but its scores would be random.\n{WHERE_TO_GET_WEIGHTS}"
         )
     name = f"{Path(weights).name} ({built.report.source}, sha256 {digest(weights)})"
     return QualityModel(built.model, built.metadata, name, device, dtype=dtype, compile=compile, report=built.report)
@@ -117,7 +117,9 @@ class QualityModel:
     name: what scores are attributed to
     """
 
-    def __init__(self, module, metadata: dict[str, Any], name, device="auto", *, dtype="float32", compile=False, report=None):
+    def __init__(
+        self, module, metadata: dict[str, Any], name, device="auto", *, dtype="float32", compile=False, report=None
+    ):
         if dtype not in DTYPES:
             raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
         if device == "auto":
@@ -139,7 +141,7 @@ class QualityModel:
 
     @property
     def kind(self) -> str:
-        """"video" or "image"."""
+        """ "video" or "image"."""
         return self.metadata["kind"]
 
     @property
@@ -153,7 +155,8 @@ class QualityModel:
         if self.kind == "image":
             return f"{self.metadata['mode']}, {dtype}"
         data = self.metadata
-        return f"{data['mode']}, {data['num_clips']} clips of {data['clip_len']} frames, every {data['interval']}, {dtype}"
+        clips = f"{data['num_clips']} clips of {data['clip_len']} frames, {data['interval']} apart"
+        return f"{data['mode']}, {clips}, {dtype}"
 
     def clip_indices(
         self, num_frames: int, seconds: np.ndarray | None = None, every_seconds: float | None = None
@@ -170,11 +173,11 @@ class QualityModel:
         if not every_seconds > 0:
             raise ValueError(f"windows must be longer than 0 seconds; got {every_seconds}")
         windows = int(seconds[-1] // every_seconds) + 1
-        edges = np.searchsorted(seconds, np.arange(windows + 1) * every_seconds)
-        edges = edges[np.concatenate([[True], np.diff(edges) > 0])]  # a window without a frame has no clip
-        clips = [start + frame_indices(int(end - start), data["clip_len"], 1, data["interval"]) for start, end in
-                 zip(edges, edges[1:])]  # fmt: skip
-        return np.stack(clips)
+        edges = np.unique(np.searchsorted(seconds, np.arange(windows + 1) * every_seconds))
+        span = data["clip_len"] * data["interval"]  # a clip longer than its window goes on beyond it
+        starts = edges[:-1] + np.maximum(0, np.diff(edges) - span) // 2
+        starts = np.minimum(starts, max(0, num_frames - span))
+        return np.minimum(starts[:, None] + np.arange(data["clip_len"]) * data["interval"], num_frames - 1)
 
     def sample(self, video: Video, every_seconds: float | None = None) -> tuple[np.ndarray, Iterator[torch.Tensor]]:
         """The clips of an open video: the time of each one's middle frame, float64 seconds, and the sampled clips, one

@@ -1,0 +1,100 @@
+"""The model: clips per second by batch and precision, beside torchvision's network as it comes and an eager port with
+materialised attention; and the whole way from a file to its score. Weights are random: they do not change the speed."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from unittest import mock
+
+import measure
+import numpy as np
+import throughput
+import torch
+from torch import Tensor
+
+import sama
+from sama.model import random_model
+from sama.models import VideoQuality, swin3d
+
+BATCHES = {"cpu": (1,), "cuda": (1, 8, 32)}
+DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
+AGREEMENT = 1e-3  # relative, of a score in float32
+
+
+def attend_materialised(qkv: Tensor, bias: Tensor) -> Tensor:
+    """`swin3d.attend` with the logits in memory, as the published code has them."""
+    q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)  # [n, W, heads, L, D]
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias.to(q.dtype)
+    return (logits.softmax(-1) @ v).transpose(2, 3).flatten(3)
+
+
+@contextlib.contextmanager
+def eager_port():
+    """Whole tensors from step to step and materialised attention: the network as one would port it."""
+    with (
+        mock.patch.object(swin3d, "attend", attend_materialised),
+        mock.patch.object(swin3d, "plain_cpu", return_value=False),
+    ):
+        yield
+
+
+def rows(case: str, path: Path, repeats: int) -> list[measure.Row]:
+    """Forward passes of 32 x 224 x 224 clips; and file -> score."""
+    return [*forward_rows(repeats), *file_rows(case, path, repeats)]
+
+
+def forward_rows(repeats: int) -> list[measure.Row]:
+    from torchvision.models.video import swin3d_t
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sync = torch.cuda.synchronize if device == "cuda" else lambda: None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        ours, theirs = VideoQuality("tiny").eval().to(device), swin3d_t().eval().to(device)
+    found = []
+    for batch in BATCHES[device]:
+        x = torch.randn(batch, 3, 32, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
+        for dtype in DTYPES[device]:
+            autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
+
+            def run(model, port=False, x=x, autocast=autocast):
+                with torch.inference_mode(), autocast, eager_port() if port else contextlib.nullcontext():
+                    return model(x)
+
+            providers = {
+                "torchvision swin3d_t": lambda run=run: run(theirs),
+                "eager port": lambda run=run: run(ours, port=True),
+                "sama": lambda run=run: run(ours),
+            }
+            if dtype == torch.float32:
+                error = (providers["eager port"]() - providers["sama"]()).norm() / providers["sama"]().norm()
+                if not error <= AGREEMENT:
+                    raise RuntimeError(f"the model is {error:.2g} off its eager port")
+            name = str(dtype).removeprefix("torch.")
+            case = f"batch {batch}, {name}"
+            seconds = throughput.timed(f"model, {case}", providers, repeats, sync=sync)
+            work = dict.fromkeys(providers, float(batch))
+            found += measure.rows(case, "model", "clips/s", seconds, work, "torchvision swin3d_t")
+    return found
+
+
+def file_rows(case: str, path: Path, repeats: int) -> list[measure.Row]:
+    """Videos per second, four clips each."""
+    model = random_model()
+    slow = sama.VideoSampler(backend="reference")
+
+    def published():
+        clips = throughput.from_rgb24(path, slow)
+        with torch.inference_mode(), eager_port():
+            return [float(model.module.score(clip[None].to(model.device))) for clip in clips]
+
+    providers = {
+        "every frame to rgb24, reference, eager port": published,
+        "sama": lambda: model.score(path).clips,
+    }
+    if not np.allclose(providers["sama"](), published(), rtol=AGREEMENT, atol=1e-5):
+        raise RuntimeError("the fast way from file to score does not give the score of the slow way")
+    seconds = throughput.timed(f"{case}: file to score", providers, max(1, repeats // 2))
+    work = dict.fromkeys(providers, 1.0)
+    return measure.rows(case, "file to score", "videos/s", seconds, work, "every frame to rgb24, reference, eager port")

@@ -1,0 +1,213 @@
+"""The command `sama`: score files, look at one, and what there is to know of a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+from jsonargparse import ArgumentParser
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def parser() -> ArgumentParser:
+    about = "Quality of videos and images, without a reference to compare with."
+    main = ArgumentParser(prog="sama", description=about, version=_version())
+    commands = main.add_subcommands(required=True, dest="command")
+
+    score = ArgumentParser(description="Score files: a row each, on the terminal and in a table.")
+    score.add_argument("paths", nargs="+", metavar="PATH", help="files, folders, globs; - for names on standard input")
+    score.add_argument("-o", "--out", type=str, help="table to write: .csv, .jsonl or .json")
+    score.add_argument(
+        "--resume", action="store_true", help="go on with an interrupted or earlier run into the same --out"
+    )
+    score.add_argument("--overwrite", action="store_true", help="begin anew although --out is there")
+    score.add_argument("--batch", type=int, help="clips that go through the model at once (1 on a CPU, 8 on a GPU)")
+    score.add_argument("--workers", type=int, help="files decoded at the same time (half of the cores, at most 4)")
+    _add_reading(score)
+    _add_model(score)
+    commands.add_subcommand("score", score, help="score files")
+
+    inspect = ArgumentParser(description="Draw what the model sees of a file and what it says: a picture.")
+    inspect.add_argument("path", metavar="PATH", help="a video or an image")
+    inspect.add_argument(
+        "-o", "--out", type=str, default="inspect.png", help="picture to write: .png, .jpg, .pdf or .svg"
+    )
+    _add_reading(inspect)
+    _add_model(inspect)
+    commands.add_subcommand("inspect", inspect, help="draw input, quality map and timeline of a file")
+
+    weights = ArgumentParser(description="What a checkpoint holds, and what of it fits.")
+    weights.add_argument("weights", metavar="FILE", help="a checkpoint")
+    commands.add_subcommand("weights", weights, help="look into a checkpoint")
+    return main
+
+
+def _add_reading(command: ArgumentParser):
+    windows = "one clip in each window of this many seconds, instead of a few for the whole video"
+    command.add_argument("--every", type=float, metavar="SECONDS", help=windows)
+    command.add_argument("--decoder", type=str, default="auto", help="auto or pyav")
+
+
+def _add_model(command: ArgumentParser):
+    files = "checkpoint: ours (.safetensors), SAMA, FAST-VQA or DOVER (default: the packaged model)"
+    command.add_argument("--weights", type=str, metavar="FILE", help=files)
+    command.add_argument(
+        "--random-weights", action="store_true", help="try things out; every row says that it means nothing"
+    )
+    command.add_argument("--mode", type=str, help="sampling mode, in place of the one the checkpoint tells")
+    command.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    command.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the model")
+    command.add_argument(
+        "--compile", action="store_true", help="compile the model first: minutes, for thousands of clips"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0 where all went well, 1 where some files failed, 2 where the command could not be carried out."""
+    options = parser().parse_args(arguments)
+    command = {"score": score, "inspect": inspect, "weights": weights}[options.command]
+    return command(options[options.command])
+
+
+def score(options) -> int:
+    from sama.files import expand
+    from sama.score import Journal, describe, score_files
+
+    if (options.resume or options.overwrite) and not options.out:
+        return _fail("--resume and --overwrite are about --out, which is not given")
+    for name in ("batch", "workers", "every"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            return _fail(f"--{name} must be more than 0; got {value}")
+    try:
+        model = _model(options, options.paths)
+        paths = expand(options.paths, kind=model.kind)
+        if not paths:
+            return _fail(f"no {model.kind} files in {' '.join(options.paths)}")
+        scores_by = model.name, describe(model, options.every)
+        journal = None
+        if options.out:
+            journal = Journal(options.out, scores_by, resume=options.resume, overwrite=options.overwrite)
+    except _expected() as error:
+        return _fail(error)
+    remaining = journal.remaining(paths) if journal else paths
+    rows = score_files(
+        remaining,
+        model,
+        batch=options.batch or (1 if model.device.type == "cpu" else 8),
+        workers=options.workers,
+        every_seconds=options.every,
+        decoder=options.decoder,
+    )
+    with journal or contextlib.nullcontext():
+        try:
+            failed = _print_rows(rows, remaining, model, journal)
+        except KeyboardInterrupt:
+            rows.close()
+            kept = f"; {len(journal.rows)} rows are in {journal.partial}, --resume goes on" if journal else ""
+            print(f"\ninterrupted{kept}", file=sys.stderr)
+            return 130
+        if journal:
+            failed = sum(journal.rows[path].status != "ok" for path in paths)
+            journal.finish(paths)
+            print(f"{len(journal.rows)} rows: {options.out}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _print_rows(rows, paths, model, journal) -> int:
+    """Print and keep every row as it comes; the number of failures."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    failed = 0
+    calibrated = bool(model.metadata.get("calibration"))
+    header = f"{'score':>9}  {'MOS':>7}  {'size':>9}  {'frames':>7}  file" if calibrated else None
+    print(header or f"{'score':>9}  {'size':>9}  {'frames':>7}  file")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stderr.isatty()) as bar:
+        task = bar.add_task("scoring", total=len(paths))
+        for row in rows:
+            if journal:
+                journal.add(row)
+            failed += row.status != "ok"
+            print(_text(row, calibrated), flush=True)
+            bar.update(task, advance=1)
+    scored = len(paths) - failed
+    print(f"{scored} scored, {failed} failed; scores by {model.name}; {model.settings}", file=sys.stderr)
+    return failed
+
+
+def _text(row, calibrated: bool) -> str:
+    path = row.path.encode(errors="surrogateescape").decode(errors="replace")
+    if row.status != "ok":
+        return f"{'error':>9}  {path}: {row.reason}"
+    mos = f"{row.mos:7.3f}  " if calibrated else ""
+    return f"{row.score:9.5f}  {mos}{f'{row.width}x{row.height}':>9}  {row.frames:7}  {path}"
+
+
+def inspect(options) -> int:
+    from sama.inspection import draw
+
+    try:
+        model = _model(options, [options.path])
+        draw(options.path, model, options.out, every_seconds=options.every, decoder=options.decoder)
+    except _expected() as error:
+        return _fail(error)
+    print(options.out)
+    return 0
+
+
+def weights(options) -> int:
+    from sama.models import build
+
+    try:
+        built = build(options.weights)
+    except _expected() as error:
+        return _fail(error)
+    print(built.report)
+    for key, value in built.metadata.items():
+        print(f"  {key}: {value}")
+    return 0
+
+
+def _model(options, paths):
+    """The model that the options ask for, described on standard error."""
+    from sama.files import IMAGE_SUFFIXES, suffix
+    from sama.model import load_model, random_model
+
+    settings = {"dtype": options.dtype, "compile": options.compile}
+    if options.random_weights:
+        kind = "image" if paths and all(suffix(path) in IMAGE_SUFFIXES for path in paths) else "video"
+        model = random_model(kind, options.device, mode=options.mode or "sama", **settings)
+    else:
+        model = load_model(options.weights, options.device, mode=options.mode, **settings)
+    print(f"model: {model.name}; {model.settings}; {model.device}", file=sys.stderr)
+    if model.report:
+        print(model.report, file=sys.stderr)
+    return model
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """What a user can put right: said in a line, without a traceback."""
+    from sama.decode import DecodeError
+    from sama.model import NoWeightsError
+    from sama.models import CheckpointError
+    from sama.score import OutputError
+
+    return NoWeightsError, CheckpointError, OutputError, DecodeError, ValueError, OSError, ImportError
+
+
+def _fail(reason) -> int:
+    print(f"sama: {reason}", file=sys.stderr)
+    return 2
+
+
+def _version() -> str:
+    from sama import __version__
+
+    return __version__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""One picture of a score: the frame, what the model gets of it, where it finds quality, and how that goes in time."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import torch
+
+from sama.decode import DecodeError, open_video
+from sama.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_image, suffix
+from sama.kernels import reference
+from sama.model import QualityModel
+from sama.sampler import MEAN, STD
+
+COLORS = "RdYlGn"  # low quality red, high green
+
+
+def quality_map(tokens: torch.Tensor, height: int, width: int) -> np.ndarray:
+    """Token values [h, w] laid over a picture: float32 [height, width], each cell with the value of its token.
+
+    The token at (i, j) has seen the fragment that was cut from cell (i, j) of every level, so that its place on the
+    source is that cell.
+    """
+    rows = np.arange(height) * tokens.shape[0] // height
+    columns = np.arange(width) * tokens.shape[1] // width
+    return tokens.numpy()[rows[:, None], columns]
+
+
+def draw(
+    path: str | os.PathLike,
+    model: QualityModel,
+    out: str | os.PathLike,
+    *,
+    every_seconds: float | None = None,
+    decoder: str = "auto",
+):
+    """Draw the page and write it to `out`; its ending tells the format.
+
+    `sama.DecodeError` for a file that cannot be read, ValueError for a format that cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    other = IMAGE_SUFFIXES if model.kind == "video" else VIDEO_SUFFIXES
+    if suffix(path) in other and os.path.isfile(path):
+        raise DecodeError(os.fsdecode(path), f"the model scores {model.kind}s; this is none")
+    if model.kind == "image":
+        picture = read_image(path)
+        inputs = model.sampler(picture)
+        maps = model.token_maps(inputs)
+        mosaics, values, seconds = [mosaic(inputs[0][:, None], 0)], maps.flatten(1).double().mean(1).tolist(), []
+    else:
+        picture, mosaics, maps, values, seconds = _watch(path, model, every_seconds, decoder)
+    spread = torch.stack([tokens.flatten().float() for tokens in maps])
+    low, high = spread.min().item(), spread.max().item()
+
+    figure = Figure(figsize=(12, 7.2), layout="constrained")
+    grid = figure.add_gridspec(2, 6, height_ratios=(3, 2))
+    _picture(figure.add_subplot(grid[0, :3]), picture, "frame in the middle")
+    axis = figure.add_subplot(grid[0, 3:])
+    _picture(axis, picture, "quality map, mean over time")
+    mean_map = maps.float().mean(tuple(range(maps.ndim - 2)))
+    overlay = axis.imshow(quality_map(mean_map, *picture.shape[:2]), cmap=COLORS, vmin=low, vmax=high, alpha=0.5)
+    figure.colorbar(overlay, ax=axis, shrink=0.8, label="score of a token")
+    _inputs(figure, grid[1, :3] if seconds else grid[1, :], mosaics)
+    if seconds:
+        _timeline(figure.add_subplot(grid[1, 3:]), seconds, values)
+    mos, scale = model.mos(float(np.mean(values)))
+    calibrated = f", {mos:.2f} on the scale of {scale}" if mos is not None else ""
+    name = os.path.basename(os.fsdecode(path)).encode(errors="surrogateescape").decode(errors="replace")
+    figure.suptitle(f"{name}: {np.mean(values):.4f}{calibrated}\n{model.name}; {model.settings}", fontsize=9)
+    figure.savefig(out, dpi=120)
+
+
+def _watch(path, model: QualityModel, every_seconds, decoder):
+    """The middle frame, mosaics of the middle clip, and every clip's mean map, value and time: memory does not grow."""
+    maps, values = [], []
+    with open_video(path, decoder=decoder) as video:
+        seconds, clips = model.sample(video, every_seconds)
+        middle = len(seconds) // 2
+        for number, clip in enumerate(clips):
+            tokens = model.token_maps(clip[None])[0]
+            maps.append(tokens.mean(0))
+            values.append(float(tokens.double().mean()))
+            if number == middle:
+                picture_input = _as_video(clip, model)
+        (_, frame), *_ = video.frames([video.info.num_frames // 2])
+        picture = reference.to_rgb(frame).numpy()
+    steps = sorted({0, picture_input.shape[1] // 2, picture_input.shape[1] - 1})
+    return picture, [mosaic(picture_input, t) for t in steps], torch.stack(maps), values, seconds.tolist()
+
+
+def _as_video(clip: torch.Tensor, model: QualityModel) -> torch.Tensor:
+    """A sampled clip as [3, T, Sh, Sw], also where it is cut into patches."""
+    if model.sampler.layout == "video":
+        return clip
+    steps, rows, columns, _ = clip.shape
+    patches = clip.view(steps, rows, columns, 3, 2, 4, 4).permute(3, 0, 4, 1, 5, 2, 6)
+    return patches.reshape(3, 2 * steps, 4 * rows, 4 * columns)
+
+
+def mosaic(x: torch.Tensor, t: int) -> np.ndarray:
+    """Frame t of a normalised input [3, T, Sh, Sw] as a picture, uint8 [Sh, Sw, 3]."""
+    picture = x[:, t].permute(1, 2, 0).float() * torch.tensor(STD) + torch.tensor(MEAN)
+    return picture.round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def _picture(axis, picture: np.ndarray, title: str):
+    axis.imshow(picture)
+    axis.set_title(title, fontsize=9)
+    axis.set_axis_off()
+
+
+def _inputs(figure, place, mosaics: list[np.ndarray]):
+    titles = ["the model's input, first step", "middle", "last step"] if len(mosaics) == 3 else ["the model's input"]
+    for cell, picture, title in zip(place.subgridspec(1, len(mosaics)), mosaics, titles + [""] * 2):
+        _picture(figure.add_subplot(cell), picture, title)
+
+
+def _timeline(axis, seconds: list[float], values: list[float]):
+    axis.plot(seconds, values, marker="o", markersize=3, color="#1670a8")
+    axis.set_xlabel("seconds")
+    axis.set_ylabel("score of a clip")
+    axis.set_title("timeline", fontsize=9)
+    axis.spines[["top", "right"]].set_visible(False)
