@@ -65,7 +65,11 @@ def processor() -> str:
 
 
 def commit() -> str:
-    run = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS)
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    except OSError:
+        return "unknown"
     return run.stdout.strip() or "unknown"
 
 

@@ -35,7 +35,7 @@ from sama.kernels import reference
 from sama.plan import frame_indices
 from sama.sampler import MEAN, STD
 
-PIXEL = 1e-3  # agreement with the reference, in 0..255
+PIXEL = 0.02  # agreement with the reference, in 0..255: torch rounds coordinates otherwise on a GPU and in some builds
 CLIP_LEN, INTERVAL, CLIPS = 32, 2, 4  # the published way to score a video
 
 
@@ -237,7 +237,7 @@ def list_lengths(pictures) -> int:
 def check(providers: dict[str, Callable[[], torch.Tensor]], expected: torch.Tensor):
     """RuntimeError unless every provider gives what the reference gives, to PIXEL in 0..255."""
     for name, call in providers.items():
-        error = float((call() - expected).abs().max()) * max(STD)
+        error = float((call().cpu() - expected.cpu()).abs().max()) * max(STD)
         if not error <= PIXEL:
             raise RuntimeError(f"{name} is {error:.2g} grey levels off the reference; at most {PIXEL} is right")
 

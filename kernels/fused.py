@@ -8,7 +8,7 @@ allocated on the device but the output and the tables, nothing is written but th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ Source = Clip | Sequence["Frame"]
 _NO_COLOR = YuvToRgb(0, 0, 0, 0, 0, 0)
 SAMPLE_FIELDS = tl.constexpr(12)  # columns of `Tables.samples`
 WARP_FIELDS = tl.constexpr(5)  # columns of `Tables.warps`
+ALIGN = 16  # bytes; tables begin at multiples, whatever the batch, so that one compiled kernel serves all
 
 
 @triton.jit
@@ -89,7 +90,7 @@ def _blend(a, b, d, e, wy, wx, TRUNCATE: tl.constexpr):
     return tl.floor(value) if TRUNCATE else value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames"])  # a clip of one frame is no other kernel
 def sample_kernel(
     # pointers: output, then the tables of `Tables`
     p_out, p_frames, p_places, p_samples, p_slots, p_steps, p_origins, p_warps,
@@ -177,14 +178,17 @@ class Tables(NamedTuple):
 
     def to(self, device: torch.device) -> list[torch.Tensor]:
         """All tables on a device, in one copy that does not wait."""
-        packed = torch.from_numpy(
-            np.concatenate([np.ascontiguousarray(table).reshape(-1).view(np.uint8) for table in self])
-        )
+        starts = np.cumsum([0, *(-(-table.nbytes // ALIGN) * ALIGN for table in self)]).tolist()
+        packed = np.zeros(starts[-1], np.uint8)
+        for start, table in zip(starts, self):
+            packed[start : start + table.nbytes] = np.ascontiguousarray(table).reshape(-1).view(np.uint8)
+        packed = torch.from_numpy(packed)
         if device.type == "cuda":
             packed = packed.pin_memory().to(device, non_blocking=True)
-        sizes = np.cumsum([0, *(table.nbytes for table in self)]).tolist()
-        dtypes = [getattr(torch, table.dtype.name) for table in self]
-        return [packed[a:b].view(dtype) for a, b, dtype in zip(sizes, sizes[1:], dtypes)]
+        return [
+            packed[start : start + table.nbytes].view(getattr(torch, table.dtype.name))
+            for start, table in zip(starts, self)
+        ]
 
 
 def tabulate(plans: Sequence[Plan], sources: Sequence[Source], places: Sequence[int]) -> Tables:
@@ -201,7 +205,12 @@ def tabulate(plans: Sequence[Plan], sources: Sequence[Source], places: Sequence[
     )
 
 
-def sample(
+def sample(plans: Sequence[Plan], sources: Sequence[Source], out: torch.Tensor, **settings):
+    """Sample a batch into `out`, in one launch; arguments as `prepare`."""
+    prepare(plans, sources, out, **settings)()
+
+
+def prepare(
     plans: Sequence[Plan],
     sources: Sequence[Source],
     out: torch.Tensor,
@@ -212,8 +221,10 @@ def sample(
     places: Sequence[int] | None = None,
     block: int | None = None,
     num_warps: int | None = None,
-):
-    """Launch once for a batch of clips of any sizes that share grid, fragment, mask cell, length and colour layout.
+) -> Callable[[], None]:
+    """Bring the tables of a batch to the device; what is returned launches the kernel, once, as often as it is called.
+
+    The clips may have any sizes, but share grid, fragment, mask cell, length, and whether they are RGB or 4:2:0.
 
     sources: for each clip its frames, torch tensors on the device of `out`
     out: contiguous float32, float16 or bfloat16 [B, *layout.shape(...)]; clip i is written to `out[places[i]]`
@@ -221,25 +232,32 @@ def sample(
     ValueError where clips do not fit together, their plans or `out`.
     """
     plan = plans[0]
-    yuv = _check(plans, sources, out, layout)
+    places = list(range(len(plans)) if places is None else places)
+    yuv = _check(plans, sources, out, layout, places)
     frames_per_program = PATCH[0] if layout == "patches" else 1
     default_block, default_warps = configuration()
     block = block or default_block
     pixels = frames_per_program * plan.size[0] * plan.size[1]
     grid = (triton.cdiv(pixels, block), plan.frames // frames_per_program, len(plans))
-    tables = tabulate(plans, sources, range(len(plans)) if places is None else places).to(out.device)
+    compile_time = constants(plans, yuv=yuv, layout=layout)
     with torch.cuda.device_of(out):
-        sample_kernel[grid](
-            out,
-            *tables,
-            plan.frames,
-            *(float(m) for m in mean),
-            *(1 / float(s) for s in std),
-            **constants(plans, yuv=yuv, layout=layout),
-            BLOCK=block,
-            num_warps=num_warps or default_warps,
-            enable_fp_fusion=False,  # coordinates must round as on the host
-        )
+        tables = tabulate(plans, sources, places).to(out.device)
+
+    def launch():
+        with torch.cuda.device_of(out):
+            sample_kernel[grid](
+                out,
+                *tables,
+                plan.frames,
+                *(float(m) for m in mean),
+                *(1 / float(s) for s in std),
+                **compile_time,
+                BLOCK=block,
+                num_warps=num_warps or default_warps,
+                enable_fp_fusion=False,  # coordinates must round as on the host
+            )
+
+    return launch
 
 
 def constants(plans: Sequence[Plan], *, yuv: bool, layout: OutputLayout) -> dict[str, int | bool]:
@@ -302,7 +320,9 @@ def _warp(plan: Plan) -> tuple[float, ...]:
     return plan.warp.flip, *plan.warp.matrix.reshape(-1).tolist()
 
 
-def _check(plans: Sequence[Plan], sources: Sequence[Source], out: torch.Tensor, layout: OutputLayout) -> bool:
+def _check(
+    plans: Sequence[Plan], sources: Sequence[Source], out: torch.Tensor, layout: OutputLayout, places: list[int]
+) -> bool:
     """Raise unless everything fits; whether the clips are 4:2:0."""
     if out.dtype not in (torch.float32, torch.float16, torch.bfloat16) or not out.is_contiguous():
         raise ValueError(
@@ -314,6 +334,8 @@ def _check(plans: Sequence[Plan], sources: Sequence[Source], out: torch.Tensor, 
     expected = shape(layout, plans[0].frames, *plans[0].size)
     if tuple(out.shape[1:]) != expected:
         raise ValueError(f"out has shape {tuple(out.shape)}; expected (clips, {', '.join(map(str, expected))})")
+    if sorted(set(places)) != sorted(places) or len(places) != len(plans) or not set(places) <= set(range(len(out))):
+        raise ValueError(f"places must be {len(plans)} different clips of the {len(out)} in out; got {places}")
     yuv = {source[0].layout != "rgb" for source in sources}
     if len(yuv) != 1:
         raise ValueError("one launch takes RGB or 4:2:0 clips, not both")
@@ -334,6 +356,6 @@ def _check(plans: Sequence[Plan], sources: Sequence[Source], out: torch.Tensor, 
             )
             if not same or len(strides) > 1:
                 raise ValueError("all frames of a clip must share layout, colour and strides, U and V theirs too")
-    if plans[0].warp is not None and yuv == {True}:
+    if any(plan.warp is not None for plan in plans) and yuv == {True}:
         raise ValueError('flip and rotation need "rgb" frames')
     return yuv.pop()

@@ -109,7 +109,10 @@ def build(path: str | os.PathLike, *, mode: str | None = None) -> Built:
                 notes.append(f"mode {metadata['mode']!r} is told from {why}; give mode= if that is wrong")
     if mode is not None:
         metadata["mode"] = mode
-    model = MODELS[metadata["kind"]](metadata["size"], **metadata["options"])
+    try:
+        model = MODELS[metadata["kind"]](metadata["size"], **metadata["options"])
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{checkpoint.name}: its metadata describe no model of this version ({error})") from error
     report = _load(model, checkpoint, source, notes)
     return Built(model.eval(), metadata, report)
 

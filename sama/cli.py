@@ -67,10 +67,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0 where all went well, 1 where some files failed, 2 where the command could not be carried out."""
     options = parser().parse_args(arguments)
     command = {"score": score, "inspect": inspect, "weights": weights}[options.command]
-    return command(options[options.command])
+    try:
+        return command(options[options.command])
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
 
 
 def score(options) -> int:
+    from sama.decode import DECODERS
     from sama.files import expand
     from sama.score import Journal, describe, score_files
 
@@ -80,8 +85,12 @@ def score(options) -> int:
         value = getattr(options, name)
         if value is not None and not value > 0:
             return _fail(f"--{name} must be more than 0; got {value}")
+    if options.decoder not in ("auto", *DECODERS):
+        return _fail(f"unknown decoder {options.decoder!r}; known: auto, {', '.join(DECODERS)}")
     try:
         model = _model(options, options.paths)
+        if model.kind == "image" and options.every is not None:
+            return _fail("--every is about videos; the model scores images")
         paths = expand(options.paths, kind=model.kind)
         if not paths:
             return _fail(f"no {model.kind} files in {' '.join(options.paths)}")
@@ -108,6 +117,9 @@ def score(options) -> int:
             kept = f"; {len(journal.rows)} rows are in {journal.partial}, --resume goes on" if journal else ""
             print(f"\ninterrupted{kept}", file=sys.stderr)
             return 130
+        except (OSError, RuntimeError) as error:  # a full disk, a GPU out of memory, a closed terminal
+            rows.close()
+            return _fail(f"{error}{f'; the rows so far are in {journal.partial}, --resume goes on' if journal else ''}")
         if journal:
             failed = sum(journal.rows[path].status != "ok" for path in paths)
             journal.finish(paths)

@@ -49,9 +49,14 @@ def expand(arguments: Iterable[str], *, kind: str | None = None) -> list[str]:
 
 
 def in_folder(folder: str, suffixes: frozenset[str]) -> list[str]:
-    """Files below a folder by their suffix, hidden ones left out, in sorted order."""
-    found = []
+    """Files below a folder by their suffix, hidden ones left out, in sorted order; each folder once, whatever links."""
+    found, seen = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True):
+        here = os.stat(parent)
+        if (here.st_dev, here.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [os.path.join(parent, n) for n in sorted(names) if not n.startswith(".") and suffix(n) in suffixes]
     return found

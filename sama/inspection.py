@@ -12,6 +12,7 @@ from sama.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_image, suffix
 from sama.kernels import reference
 from sama.model import QualityModel
 from sama.sampler import MEAN, STD
+from sama.score import describe
 
 COLORS = "RdYlGn"  # low quality red, high green
 
@@ -68,7 +69,9 @@ def draw(
     mos, scale = model.mos(float(np.mean(values)))
     calibrated = f", {mos:.2f} on the scale of {scale}" if mos is not None else ""
     name = os.path.basename(os.fsdecode(path)).encode(errors="surrogateescape").decode(errors="replace")
-    figure.suptitle(f"{name}: {np.mean(values):.4f}{calibrated}\n{model.name}; {model.settings}", fontsize=9)
+    figure.suptitle(
+        f"{name}: {np.mean(values):.4f}{calibrated}\n{model.name}; {describe(model, every_seconds)}", fontsize=9
+    )
     figure.savefig(out, dpi=120)
 
 
@@ -112,7 +115,7 @@ def _picture(axis, picture: np.ndarray, title: str):
 
 
 def _inputs(figure, place, mosaics: list[np.ndarray]):
-    titles = ["the model's input, first step", "middle", "last step"] if len(mosaics) == 3 else ["the model's input"]
+    titles = ["input: first step", "middle", "last"] if len(mosaics) == 3 else ["input"]
     for cell, picture, title in zip(place.subgridspec(1, len(mosaics)), mosaics, titles + [""] * 2):
         _picture(figure.add_subplot(cell), picture, title)
 

@@ -9,6 +9,7 @@ r.score, r.clips, r.timeline                  # 0.71, (0.70, ...), ((1.07, 0.70)
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+REQUIRED = {  # of a checkpoint's metadata
+    "video": ("mode", "grid", "fragment", "clip_len", "interval", "num_clips"),
+    "image": ("mode", "grid", "fragment"),
+}
 WHERE_TO_GET_WEIGHTS = """checkpoints that this program reads, and where their authors publish them:
   SAMA-baseline_val-ltest_s_dev_v0.0.pth             https://github.com/Sissuire/SAMA
   FAST_VQA_B_1_4.pth                                 https://github.com/VQAssessment/FAST-VQA-and-FasterVQA
@@ -124,9 +129,17 @@ class QualityModel:
             raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
+        try:
+            self.device = torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"unknown device {device!r}; use auto, cpu, cuda, cuda:1, ... ({error})") from error
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device!r} was asked for, but torch finds no GPU; use device auto or cpu")
+        if self.device.type == "cuda" and (self.device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"device {device!r} was asked for; torch finds {torch.cuda.device_count()} GPUs")
+        missing = [key for key in REQUIRED[metadata["kind"]] if key not in metadata]
+        if missing:
+            raise ValueError(f"{name} does not say how to sample for it: its metadata lacks {', '.join(missing)}")
         self.module = module.to(self.device)
         if compile:
             self.module.compile()
@@ -151,7 +164,7 @@ class QualityModel:
     @property
     def settings(self) -> str:
         """What else a score depends on, in a line."""
-        dtype = str(self.dtype).removeprefix("torch.")
+        dtype = str(self.dtype).removeprefix("torch.") + (", compiled" if self.compiled else "")
         if self.kind == "image":
             return f"{self.metadata['mode']}, {dtype}"
         data = self.metadata
@@ -170,13 +183,13 @@ class QualityModel:
         if every_seconds is None:
             indices = frame_indices(num_frames, data["clip_len"], data["num_clips"], data["interval"])
             return indices.reshape(data["num_clips"], data["clip_len"])
-        if not every_seconds > 0:
+        if not 0 < every_seconds < math.inf:
             raise ValueError(f"windows must be longer than 0 seconds; got {every_seconds}")
         windows = int(seconds[-1] // every_seconds) + 1
         edges = np.unique(np.searchsorted(seconds, np.arange(windows + 1) * every_seconds))
         span = data["clip_len"] * data["interval"]  # a clip longer than its window goes on beyond it
         starts = edges[:-1] + np.maximum(0, np.diff(edges) - span) // 2
-        starts = np.minimum(starts, max(0, num_frames - span))
+        starts = np.unique(np.minimum(starts, max(0, num_frames - span)))
         return np.minimum(starts[:, None] + np.arange(data["clip_len"]) * data["interval"], num_frames - 1)
 
     def sample(self, video: Video, every_seconds: float | None = None) -> tuple[np.ndarray, Iterator[torch.Tensor]]:

@@ -290,13 +290,12 @@ def _levels(mode: Mode, size: tuple[int, int], target: tuple[int, int]) -> tuple
     """Level sizes, int64 [L, 2]: those of the schedule, then full resolution where a mask needs it; and whether the
     source is smaller than the target, so that all of them are the one enlarged size."""
     ratio = min(size[0] / target[0], size[1] / target[1])
-    small = ratio < 1
-    scales = np.array([1 / ratio]) if small else mode.scales(ratio)
-    if mode.mask != "none" and not small:
+    if ratio < 1:
+        return np.rint([[size[0] / ratio, size[1] / ratio]]).astype(np.int64), True
+    scales = mode.scales(ratio)
+    if mode.mask != "none":
         scales = np.append(scales, 1.0)
-    sizes = size[0] / ratio, size[1] / ratio
-    levels = np.array([sizes]) if small else np.multiply.outer(scales, size)
-    return np.rint(levels).astype(np.int64), small
+    return np.rint(np.multiply.outer(scales, size)).astype(np.int64), False
 
 
 def _free(levels: np.ndarray, grid: tuple[int, int], fragment: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -312,6 +311,7 @@ def _draw(mode, height, width, grid, fragment, runs, generator) -> Draws:
         return u, v
     target = grid[0] * fragment[0], grid[1] * fragment[1]
     levels, _ = _levels(mode, _size("source", height, width), target)
+    generator = generator if _is_torch(generator) else np.random.default_rng(generator)  # one stream for both
     free_y, free_x = np.maximum(1, _free(levels, grid, fragment)[1][0])
     return _integers(generator, free_y, shape), _integers(generator, free_x, shape)
 

@@ -102,7 +102,9 @@ class _Sampler:
 
     def _choose(self, device: torch.device) -> Backend:
         if self.backend == "auto":
-            fast, module = ("triton", "triton") if device.type == "cuda" else ("cpu", "numba")
+            fast, module = {"cuda": ("triton", "triton"), "cpu": ("cpu", "numba")}.get(
+                device.type, ("reference", "torch")
+            )
             return fast if importlib.util.find_spec(module) else "reference"
         if self.backend == "cpu" and device.type != "cpu":
             raise ValueError(f'backend "cpu" samples frames in main memory; got frames on {device}')
@@ -367,7 +369,7 @@ def _cpu_kernel():
 
 def _generator(generator: Generator) -> Generator:
     """One stream for all draws of a call: a seed, or nothing, becomes a generator."""
-    return np.random.default_rng(generator) if generator is None or isinstance(generator, int) else generator
+    return generator if isinstance(generator, torch.Generator) else np.random.default_rng(generator)
 
 
 def _video_sources(clips) -> list[Source]:

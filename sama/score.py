@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from sama.decode import DecodeError, open_video
+from sama.decode import DECODERS, DecodeError, open_video
 from sama.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_image, suffix
 from sama.model import QualityModel
 
@@ -77,6 +77,8 @@ def score_files(
     workers: files decoded at the same time, ahead of the model; None is half of the cores, at most 4
     every_seconds: as in `QualityModel.score`
     """
+    if decoder not in ("auto", *DECODERS):
+        raise ValueError(f"unknown decoder {decoder!r}; known: auto, {', '.join(DECODERS)}")
     workers = workers or min(4, max(1, (os.cpu_count() or 1) // 2))
     settings = describe(model, every_seconds)
     waiting: deque[_Open] = deque()
@@ -107,6 +109,7 @@ class _Open:
 
     def __init__(self, path: str):
         self.row = Row(path)
+        self.decoding_seconds = 0.0  # kept by the thread that decodes; the row's own are kept by the one that scores
         self.decoded = 0
         self.ended = False
 
@@ -116,6 +119,7 @@ class _Open:
 
     def close(self, model: QualityModel) -> Row:
         row = self.row
+        row.seconds += self.decoding_seconds
         if row.status == "ok":
             result = model.result(row.clips, row.times, row.frames, row.width, row.height)
             row.score, row.mos, row.mos_scale = result.score, result.mos, result.mos_scale
@@ -201,7 +205,7 @@ def _produce(file: _Open, clips: queue.Queue, stop: threading.Event, model, ever
     except Exception as error:
         row.status, row.reason = "error", f"{type(error).__name__}: {error}"
     finally:
-        row.seconds += time.perf_counter() - start - waited
+        file.decoding_seconds = time.perf_counter() - start - waited
         put(_END)
 
 
@@ -256,8 +260,10 @@ class Journal:
         elif not overwrite and (self.out.exists() or self.partial.exists()):
             there = self.partial if self.partial.exists() else self.out
             raise OutputError(f"{there} is there already: --resume goes on with it, --overwrite begins anew")
-        self.partial.write_bytes(b"".join(map(_line, self.rows.values())))
-        self.file = open(self.partial, "ab", buffering=0)  # noqa: SIM115
+        replace_file(self.partial, b"".join(map(_line, self.rows.values())))
+        if overwrite and not resume:
+            self.out.unlink(missing_ok=True)  # or a later --resume would bring it back
+        self.file = open(self.partial, "ab")  # noqa: SIM115
 
     def __enter__(self) -> Journal:
         return self
@@ -272,6 +278,7 @@ class Journal:
     def add(self, row: Row):
         self.rows[row.path] = row
         self.file.write(_line(row))
+        self.file.flush()
         os.fsync(self.file.fileno())
 
     def finish(self, order: Sequence[str] = ()):
@@ -279,10 +286,18 @@ class Journal:
         self.file.close()
         place = {path: k for k, path in enumerate(order)}
         rows = sorted(self.rows.values(), key=lambda row: place.get(row.path, -1))
-        unfinished = self.out.with_name(self.out.name + ".tmp")
-        unfinished.write_bytes(table(rows, self.out.suffix.lower()))
-        os.replace(unfinished, self.out)
+        replace_file(self.out, table(rows, self.out.suffix.lower()))
         self.partial.unlink()
+
+
+def replace_file(path: Path, content: bytes):
+    """Write a file so that at any moment either the old or the new content is there, whole."""
+    unfinished = path.with_name(path.name + ".tmp")
+    with open(unfinished, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
 
 
 def _line(row: Row) -> bytes:
@@ -308,8 +323,13 @@ def read_journal(path: Path) -> list[Row]:
     """The complete rows of a journal; a last line that was cut off by a crash is left out."""
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [_row(json.loads(line), path) for line in lines]
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            rows.append(_row(json.loads(line), path))
+        except ValueError as error:
+            raise OutputError(f"{path}, line {number}, is damaged ({error}): mend or remove the line") from error
+    return rows
 
 
 def read_table(path: Path) -> list[Row]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from planes import COLORS, random_frame
-from tolerances import PIXEL, assert_close
+from tolerances import assert_close, reference_tolerance
 
 from sama.frames import Clip, Frame
 from sama.kernels import layout as layouts
@@ -64,7 +64,7 @@ def test_ragged_batch_in_one_launch(mode, layout):
         assert_close(out.cpu().floor(), out.cpu(), 0.0)
         assert_close(out.cpu(), expected(plans, clips), 1.0)
     else:
-        assert_close(out.cpu(), expected(plans, clips), PIXEL)
+        assert_close(out.cpu(), expected(plans, clips), reference_tolerance())
 
 
 @pytest.mark.parametrize("block", [32, 64, 1024])
@@ -77,7 +77,7 @@ def test_any_block(block, layout):
     margin = torch.full((4, *shape), float("nan"), device=DEVICE)
     fused.sample(plans, clips, margin[1:3], layout=layout, block=block)
     cut = torch.stack([reference.cut(x, layout) for x in expected(plans, clips)])
-    assert_close(margin[1:3].cpu(), cut, PIXEL)
+    assert_close(margin[1:3].cpu(), cut, reference_tolerance())
     assert margin[[0, 3]].isnan().all()
 
 
@@ -119,7 +119,7 @@ def test_turned_images_in_a_batch():
     clips = [random_clip(k, 1, "rgb", *size) for k, size in enumerate([*sizes, (50, 70)])]
     out = poisoned(plans)
     fused.sample(plans, clips, out)
-    assert_close(out.cpu(), expected(plans, clips), PIXEL, outliers=1e-3)
+    assert_close(out.cpu(), expected(plans, clips), reference_tolerance(), outliers=1e-3)
 
 
 def test_refuses_what_does_not_fit():
@@ -134,6 +134,7 @@ def test_refuses_what_does_not_fit():
         (([plan], [clip[:1]], out), "the plan is for 2 frames of 50x60"),
         (([plan], [random_clip(0, 2, "rgb", 60, 50)], out), "the plan is for 2 frames of 50x60"),
         (([plan] * 2, [clip, planar], poisoned([plan] * 2)), "RGB or 4:2:0 clips, not both"),
+        (([plan] * 2, [clip] * 2, out), "places must be 2 different clips of the 1 in out"),
         (([plan], [mixed], out), "share layout, colour and strides"),
         (([plan, plan_video("sama-spm", 50, 60, 2, **SETTINGS)], [clip] * 2, out), "one launch needs one grid"),
     ]:

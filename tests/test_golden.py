@@ -6,14 +6,21 @@ import numpy as np
 import pytest
 import torch
 from golden import cases
-from tolerances import PIXEL, VALUE, assert_close
+from tolerances import FUSED, PIXEL, VALUE, assert_close, reference_tolerance
 
 import sama
 
 VIDEO, IMAGE = cases("vqa"), cases("iqa")
 INTERPRETED_VIDEO = ("c00", "c07", "c15", "c19")  # seconds each in the interpreter: a train case of each kind of plan
 
-triton = pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs all of them")
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs all of them")
+
+
+def tolerance_of(backend, device):
+    """Kernels round as the published sampler did; torch's interpolation does so on a CPU, in most builds."""
+    if backend != "reference":
+        return PIXEL
+    return FUSED if device == "cuda" else reference_tolerance()
 
 
 def check_video(case, backend, device="cpu"):
@@ -22,8 +29,9 @@ def check_video(case, backend, device="cpu"):
     )
     clip = torch.from_numpy(case.source()).to(device)
     x = sampler(clip, train=case.train, draws=case.draws)[0].cpu().numpy()
-    assert_close(x.reshape(-1)[case.array("pos")], case.array("val"), PIXEL)
-    assert_close(x.mean((2, 3), dtype=np.float64), case.array("mean"), PIXEL)
+    tolerance = tolerance_of(backend, device)
+    assert_close(x.reshape(-1)[case.array("pos")], case.array("val"), tolerance)
+    assert_close(x.mean((2, 3), dtype=np.float64), case.array("mean"), tolerance)
 
 
 def check_image(case, backend, device="cpu"):
@@ -33,7 +41,8 @@ def check_image(case, backend, device="cpu"):
     x = sampler(image, train=case.train, draws=case.draws, **turn)[0].cpu().numpy()
     # a rotated coordinate half way between two pixels may go either way: at most 1 in 1,000, none seen
     outliers = 1e-3 if case.train else 0.0
-    assert_close(x.reshape(-1)[case.array("pos")], case.array("val"), VALUE, outliers=outliers)
+    exact = tolerance_of(backend, device) == PIXEL
+    assert_close(x.reshape(-1)[case.array("pos")], case.array("val"), VALUE if exact else FUSED / 57, outliers=outliers)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -48,14 +57,14 @@ def test_image(case, backend):
     check_image(case, backend)
 
 
-@triton
+@interpreted
 @pytest.mark.parametrize("case", [case for case in VIDEO if case.id in INTERPRETED_VIDEO], ids=str)
 def test_video_triton_interpreted(case):
     assert os.environ["TRITON_INTERPRET"] == "1"
     check_video(case, "triton")
 
 
-@triton
+@interpreted
 @pytest.mark.parametrize("case", IMAGE, ids=str)
 def test_image_triton_interpreted(case):
     check_image(case, "triton")

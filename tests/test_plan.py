@@ -183,6 +183,7 @@ def test_draws_come_from_the_generator(kind):
 def test_integer_draws_reach_every_place():
     # 238 x 238, cells of 34: room of 2 pixels, drawn as randint(34 - 32): 0 or 1
     u, v = draw_video("fragments", 238, 238, 320, generator=0)
+    assert not np.array_equal(u, v)
     assert set(np.unique(u)) == set(np.unique(v)) == {0, 1}
     u, _ = draw_video("fragments", 100, 100, generator=0)  # enlarged to 224: no room at all
     assert set(np.unique(u)) == {0}

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from planes import COLORS, random_frame
-from tolerances import PIXEL, assert_close
+from tolerances import assert_close, reference_tolerance
 
 from sama.kernels import layout as layouts
 from sama.kernels import reference
@@ -36,13 +36,14 @@ def reference_of(frames, plan):
 
 
 def assert_sampled(got, frames, plan, **kwargs):
-    """`got` is what the reference makes of the frames. Where a plan truncates, a blend within PIXEL of an integer may
-    fall to either side of it: torch's own sums fall either way, depending on the size of the picture."""
+    """`got` is what the reference makes of the frames. Where a plan truncates, a blend within the tolerance of an integer
+    may fall to either side of it: torch's own sums fall either way, depending on the size of the picture."""
     exact = reference_of(frames, replace(plan, truncate=False))
+    slack = reference_tolerance()
     if plan.truncate:
-        assert_close(got, got.clamp((exact - PIXEL).floor(), (exact + PIXEL).floor()), 0.0)
+        assert_close(got, got.clamp((exact - slack).floor(), (exact + slack).floor()), 0.0)
     else:
-        assert_close(got, exact, PIXEL, **kwargs)
+        assert_close(got, exact, reference_tolerance(), **kwargs)
 
 
 def poisoned(plan, layout="video"):

@@ -1,6 +1,7 @@
 """From files to scores: the Python interface, the command, and that nothing is lost, double, or random."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -8,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import media
@@ -41,7 +41,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(weights):
-    return sama.load_model(weights)
+    return sama.load_model(weights, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +63,12 @@ def folder(tmp_path_factory):
 
 def stripped(rows):
     """What must be the same on every run: all but the time it took."""
-    return [{key: value for key, value in asdict(row).items() if key != "seconds"} for row in rows]
+    return [{key: value for key, value in dataclasses.asdict(row).items() if key != "seconds"} for row in rows]
 
 
-def command(*arguments):
-    return cli.main([str(argument) for argument in arguments])
+def command(name, *arguments):
+    device = () if "--device" in arguments else ("--device", "cpu")
+    return cli.main([name, *map(str, arguments), *device])
 
 
 def test_load_model_says_what_it_loaded(model, weights):
@@ -87,12 +88,15 @@ def test_without_weights_it_says_where_to_get_them(monkeypatch, tmp_path):
         sama.load_model()
 
 
-def test_weights_without_a_head_are_not_scored_with(tmp_path):
-    state = {f"backbone.{k}": v for k, v in VideoQuality("tiny").backbone.state_dict().items() if "fragment" not in k}
-    published = {k.replace("fc1", "mlp.fc1"): v for k, v in state.items()}
-    torch.save({"state_dict": published | {"cls_head.fc_cls.weight": torch.zeros(400, 768)}}, tmp_path / "k400.pth")
-    with pytest.raises((NoWeightsError, sama.models.CheckpointError)):
-        sama.load_model(tmp_path / "k400.pth")
+def test_weights_without_a_head_are_not_scored_with(monkeypatch, weights):
+    """A checkpoint for classification, say: a start for training, whose scores would be random."""
+    import sama.models
+
+    built = sama.models.build(weights)
+    report = dataclasses.replace(built.report, missing=("head.fc_hid.weight", "head.fc_last.weight"))
+    monkeypatch.setattr(sama.models, "build", lambda path, mode=None: built._replace(report=report))
+    with pytest.raises(NoWeightsError, match=r"holds no quality head \(head.fc_hid.weight"):
+        sama.load_model(weights, "cpu")
 
 
 def test_random_weights_are_always_the_same_and_named():
@@ -130,9 +134,9 @@ def test_pixels_score_as_their_file(model, folder):
 def test_timeline_windows(model, folder):
     result = model.score(folder / "a.mp4", every_seconds=0.3)  # 20 frames at 25/s: windows from 0, 0.3 and 0.6 s
     indices = model.clip_indices(20, np.arange(20) / 25, 0.3)
-    assert indices[:, 0].tolist() == [0, 4, 4]  # windows are shorter than a clip of 16 frames, which ends in time
+    assert indices[:, 0].tolist() == [0, 4]  # windows are shorter than a clip of 16 frames, which ends with the video
     assert indices.max() <= 19
-    assert len(result.timeline) == 3
+    assert len(result.timeline) == 2
     long = model.clip_indices(1000, np.arange(1000) / 25, 4.0)
     assert long.shape == (10, 8)
     assert long[:, 0].tolist() == [100 * k + (100 - 16) // 2 for k in range(10)]
@@ -182,6 +186,10 @@ def test_expand(folder, tmp_path, monkeypatch):
     assert expand([str(folder / "notes.txt")]) == [str(folder / "notes.txt")]
     monkeypatch.setattr("sys.stdin", io.StringIO("one.mp4\n\ntwo words.mp4\n"))
     assert expand(["-"]) == ["one.mp4", "two words.mp4"]
+    (tmp_path / "loop").mkdir()
+    (tmp_path / "loop" / "again").symlink_to(tmp_path / "loop")
+    (tmp_path / "loop" / "x.mp4").write_bytes(b"")
+    assert expand([str(tmp_path / "loop")]) == [str(tmp_path / "loop" / "x.mp4")]
     bracketed = tmp_path / "take [1].mp4"
     bracketed.write_bytes(b"")
     assert expand([str(bracketed)]) == [str(bracketed)]
@@ -206,7 +214,7 @@ def test_the_command_writes_a_table_and_resumes(weights, folder, tmp_path, capsy
     assert [row.path for row in rows] == expand([str(folder)])
     kept = {row.path: row for row in rows}
     assert all(kept[row.path] == row for row in first)  # to the second it took: not scored again
-    assert stripped(rows) == stripped(score_files(expand([str(folder)]), sama.load_model(weights)))
+    assert stripped(rows) == stripped(score_files(expand([str(folder)]), sama.load_model(weights, "cpu")))
 
 
 def test_the_table_opens_elsewhere(weights, folder, tmp_path):
@@ -245,12 +253,36 @@ def test_a_row_cut_off_in_the_journal_is_scored_again(tmp_path):
         assert [row.path for row in read_journal(journal.partial)] == [*resumed.rows]
 
 
+def test_overwriting_forgets_the_old_rows_for_good(tmp_path):
+    scores_by = "model", "settings"
+    with Journal(tmp_path / "s.csv", scores_by) as journal:
+        journal.add(Row("old", model="model", settings="settings"))
+        journal.finish()
+    with Journal(tmp_path / "s.csv", scores_by, overwrite=True) as journal:
+        journal.add(Row("new", model="model", settings="settings"))
+    with Journal(tmp_path / "s.csv", scores_by, resume=True) as journal:
+        assert list(journal.rows) == ["new"]
+
+
 def test_killed_at_any_moment_it_goes_on(weights, folder, tmp_path):
     """kill -9 after each number of rows: the resumed run gives the same table, each file scored once."""
     names = [folder / name for name in ("a.mp4", "d.avi", "empty.mp4", "with spaces/b c.mkv")]
     out = tmp_path / "scores.jsonl"
     partial = out.with_name(out.name + ".partial")
-    arguments = [sys.executable, "-m", "sama.cli", "score", *names, "--weights", weights, "--out", out, "--resume"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "sama.cli",
+        "score",
+        *names,
+        "--weights",
+        weights,
+        "--out",
+        out,
+        "--resume",
+        "--device",
+        "cpu",
+    ]
     for rows_before_kill in (1, 3):
         process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
@@ -267,13 +299,15 @@ def test_killed_at_any_moment_it_goes_on(weights, folder, tmp_path):
     assert not partial.exists()
     rows = read_table(out)
     assert [row.path for row in rows] == [str(name) for name in names]
-    assert stripped(rows) == stripped(score_files([str(name) for name in names], sama.load_model(weights)))
+    assert stripped(rows) == stripped(score_files([str(name) for name in names], sama.load_model(weights, "cpu")))
     assert out.read_bytes().startswith(kept.split(b"\n")[0])
 
 
 def test_command_errors(weights, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sama.model.DEFAULT_WEIGHTS", tmp_path / "none")
     (tmp_path / "empty").mkdir()
+    bare = tmp_path / "bare.safetensors"
+    save_weights(VideoQuality("nano"), bare)
     for arguments, message in [
         ([folder / "a.mp4"], "no default model is packaged yet"),
         ([folder / "a.mp4", "--weights", folder / "text.mp4"], "text.mp4"),
@@ -283,6 +317,12 @@ def test_command_errors(weights, folder, tmp_path, capsys, monkeypatch):
         ([folder / "a.mp4", "--weights", weights, "--resume"], "are about --out"),
         ([folder / "a.mp4", "--weights", weights, "--batch", 0], "--batch must be more than 0"),
         ([folder / "a.mp4", "--weights", weights, "--device", "cuda:99"], "cuda"),
+        ([folder / "a.mp4", "--weights", weights, "--device", "gpu"], "unknown device 'gpu'"),
+        (
+            [folder / "a.mp4", "--weights", weights, "--decoder", "ffmpeg"],
+            "unknown decoder 'ffmpeg'; known: auto, pyav",
+        ),
+        ([folder / "a.mp4", "--weights", bare], "its metadata lacks mode, grid"),
         ([folder / "a.mp4", "--weights", weights, "--mode", "sama3"], "unknown mode 'sama3'"),
         ([tmp_path / "empty", "--weights", weights], "no video files in"),
     ]:
@@ -337,7 +377,7 @@ def test_quality_map_lies_on_its_cells():
 
 
 def test_memory_stays_flat_over_many_files(model, folder):
-    """Peak resident memory after 60 more files, against that after the first 20."""
+    """Resident memory after 60 more files, against that after the first 20."""
     psutil = pytest.importorskip("psutil")
     process, paths = psutil.Process(), [str(folder / name) for name in ("d.avi", "empty.mp4")]
     for _ in score_files(paths * 10, model):

@@ -39,6 +39,9 @@ SKIPS_EXACTLY = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", 
 # Side data that changes how all packets after it are read: such packets cannot be left out.
 STATEFUL_SIDE_DATA = ("new_extradata", "param_change")
 
+# Titles in another encoding are no error; from PyAV 19 on they never are.
+LENIENT_METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
 MATRIX_OF_TAG: dict[int, Matrix] = {1: "bt709", 2: "bt601", 5: "bt601", 6: "bt601"}  # AVColorSpace; 2 is "unspecified"
 FULL_RANGE_TAG = 2  # AVCOL_RANGE_JPEG
 
@@ -516,7 +519,7 @@ def check_file(path: str):
 
 def open_container(path: str) -> av.container.InputContainer:
     try:
-        container = av.open(f"file:{path}", metadata_errors="replace")
+        container = av.open(f"file:{path}", **LENIENT_METADATA)
     except (av.error.FFmpegError, OSError) as error:
         with open(path, "rb") as file:
             is_mp4 = file.read(8)[4:] == b"ftyp"
