@@ -36,8 +36,8 @@ def reference_of(frames, plan):
 
 
 def assert_sampled(got, frames, plan, **kwargs):
-    """`got` is what the reference makes of the frames. Where a plan truncates, a blend within the tolerance of an integer
-    may fall to either side of it: torch's own sums fall either way, depending on the size of the picture."""
+    """`got` is what the reference makes of the frames. Where a plan truncates, a blend within the tolerance of an
+    integer may fall to either side of it: torch's own sums do, depending on the size of the picture."""
     exact = reference_of(frames, replace(plan, truncate=False))
     slack = reference_tolerance()
     if plan.truncate:

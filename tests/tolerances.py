@@ -21,18 +21,23 @@ FUSED = 0.02
 @cache
 def reference_tolerance() -> float:
     """What the reference on this CPU, with this torch, is held to: PIXEL, or FUSED where torch fuses."""
-    rng = np.random.default_rng(0)
-    size, target = 517, 333
-    row = rng.integers(0, 256, size).astype(np.float32)
-    at = np.float32(size) / np.float32(target) * (np.arange(target, dtype=np.float32) + np.float32(0.5)) - np.float32(
-        0.5
-    )
-    low = at.astype(np.int64)
-    weight = at - low.astype(np.float32)
-    expected = (1 - weight) * row[low] + weight * row[np.minimum(low + 1, size - 1)]
-    picture = torch.from_numpy(row).expand(3, 2, 64, size)
-    got = torch.nn.functional.interpolate(picture, size=(64, target), mode="bilinear", align_corners=False)
-    return PIXEL if np.abs(got[0, 0, 0].numpy() - expected).max() <= PIXEL else FUSED
+    picture = np.random.default_rng(0).integers(0, 256, (360, 640)).astype(np.float32)
+    for target in ((341, 606), (302, 537), (224, 398)):
+        (y0, y1, wy), (x0, x1, wx) = (_taps(*sizes) for sizes in zip(picture.shape, target))
+        rows = [(1 - wx) * picture[y][:, x0] + wx * picture[y][:, x1] for y in (y0, y1)]
+        expected = (1 - wy[:, None]) * rows[0] + wy[:, None] * rows[1]
+        frames = torch.from_numpy(picture).repeat(3, 2, 1, 1)
+        got = torch.nn.functional.interpolate(frames, size=target, mode="bilinear", align_corners=False)
+        if np.abs(got[0, 0].numpy() - expected).max() > PIXEL:
+            return FUSED
+    return PIXEL
+
+
+def _taps(size, target):
+    half, step = np.float32(0.5), np.float32(size) / np.float32(target)
+    at = np.maximum(step * (np.arange(target, dtype=np.float32) + half) - half, np.float32(0))
+    low = np.minimum(at.astype(np.int64), size - 1)
+    return low, np.minimum(low + 1, size - 1), at - low.astype(np.float32)
 
 
 def assert_close(got, expected, tolerance, *, outliers=0.0):
