@@ -185,8 +185,8 @@ class QualityModel:
             return indices.reshape(data["num_clips"], data["clip_len"])
         if not 0 < every_seconds < math.inf:
             raise ValueError(f"windows must be longer than 0 seconds; got {every_seconds}")
-        windows = int(seconds[-1] // every_seconds) + 1
-        edges = np.unique(np.searchsorted(seconds, np.arange(windows + 1) * every_seconds))
+        windows = np.floor(seconds / every_seconds)  # of each frame; a gap in time leaves windows without a clip
+        edges = np.concatenate([[0], np.flatnonzero(np.diff(windows)) + 1, [num_frames]])
         span = data["clip_len"] * data["interval"]  # a clip longer than its window goes on beyond it
         starts = edges[:-1] + np.maximum(0, np.diff(edges) - span) // 2
         starts = np.unique(np.minimum(starts, max(0, num_frames - span)))
