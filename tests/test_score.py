@@ -141,7 +141,7 @@ def test_timeline_windows(model, folder):
     assert long.shape == (10, 8)
     assert long[:, 0].tolist() == [100 * k + (100 - 16) // 2 for k in range(10)]
     far = model.clip_indices(40, np.append(np.arange(39) / 25, 1e15), 1.0)  # a time stamp gone astray
-    assert far.shape == (3, 8)
+    assert far[:, 0].tolist() == [4, 24]
     with pytest.raises(ValueError, match="windows must be longer than 0 seconds; got 0"):
         model.clip_indices(10, np.arange(10) / 25, 0)
 
