@@ -1,6 +1,6 @@
 """The sampler on a GPU: clips per second, bytes moved, and the share of the bandwidth that a plain copy reaches there.
 
-python bench/gpu.py [--sweep] [--json FILE]    # the kernel alone, 1080p; --sweep: which configuration is fastest
+python bench/gpu.py [--sweep] [--json FILE]  # the kernel alone, 1080p; --sweep: which configuration is fastest
 """
 
 from __future__ import annotations
@@ -101,8 +101,13 @@ def random_clips(count: int, frames: int, height: int, width: int, yuv: bool) ->
     ]
 
 
-def kernel_rows(height: int, width: int, *, mode="sama", batch=16, repeats=50, blocks=(None,), warps=(None,)):
-    """Clips/s of the kernel for both sources, all output types and layouts, with bytes and share of the copy."""
+FORMS = tuple(itertools.product(layouts.LAYOUTS, (torch.float32, torch.float16, torch.bfloat16)))
+
+
+def kernel_rows(
+    height: int, width: int, *, mode="sama", batch=16, repeats=50, blocks=(None,), warps=(None,), forms=FORMS
+):
+    """Clips/s of the kernel for both sources and all forms of output, with bytes and share of the copy."""
     from sama.kernels import fused
 
     bandwidth = copy_bandwidth()
@@ -114,7 +119,7 @@ def kernel_rows(height: int, width: int, *, mode="sama", batch=16, repeats=50, b
         expected = reference.normalize(reference.sample(rgb, plan), MEAN, STD)  # on the CPU, where nothing is fused
         groups = [clips[k : k + batch] for k in range(0, len(clips) - batch + 1, batch)]
         read = sectors(plan, clips[0].layout)
-        for layout, dtype in itertools.product(layouts.LAYOUTS, (torch.float32, torch.float16, torch.bfloat16)):
+        for layout, dtype in forms:
             out = torch.full((batch, *layouts.shape(layout, 32, 224, 224)), float("nan"), dtype=dtype, device="cuda")
             moved = batch * (read + out[0].nbytes)
             for block, num_warps in itertools.product(blocks, warps):
@@ -182,23 +187,33 @@ def sample_rows(case: str, path: Path, repeats: int):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sweep", action="store_true", help="try blocks of 128 to 1024 pixels on 2, 4 and 8 warps")
-    parser.add_argument("--json", type=Path, help="write the rows there as well")
+    parser.add_argument(
+        "--sweep", action="store_true", help="blocks of 128 to 1024 pixels on 2, 4 and 8 warps, float32"
+    )
+    parser.add_argument("--json", type=Path, help="write the rows there as well, a line each as they come")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("no GPU: torch.cuda.is_available() is false", file=sys.stderr)
         return 1
-    tried = {"blocks": (128, 256, 512, 1024), "warps": (2, 4, 8)} if options.sweep else {}
-    rows = []
+    tried = {}
+    if options.sweep:
+        tried = {
+            "blocks": (128, 256, 512, 1024),
+            "warps": (2, 4, 8),
+            "forms": [("video", torch.float32)],
+            "repeats": 20,
+        }
+    if options.json:
+        options.json.write_text("")
     for row in kernel_rows(1080, 1920, **tried):
-        rows.append(row)
+        if options.json:
+            with options.json.open("a") as file:
+                file.write(json.dumps(row) + "\n")
         print(
             f"{row['source']:4} {row['layout']:7} {row['dtype']:8} block {row['block']:4} warps {row['num_warps']}: "
             f"{row['clips_per_s']:8.0f} clips/s {row['gigabytes_per_s']:6.0f} GB/s {row['share_of_copy']:4.0%} of copy",
             flush=True,
         )
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0
 
 

@@ -369,7 +369,11 @@ def _compiled(kind: str, half: bool):
         color = none if kind == "rgb" else types.UniTuple(int32, 6)
         signature = [*planes, color, *geometry, boolean, boolean, *scaling, *output, *where]
         function = _sample_frame
-    return njit(types.void(*signature), nogil=True, cache=True, error_model="numpy")(function)
+    signature = types.void(*signature)
+    try:
+        return njit(signature, nogil=True, cache=True, error_model="numpy")(function)
+    except RuntimeError:  # nowhere to keep compiled code: neither this folder nor the user's can be written
+        return njit(signature, nogil=True, error_model="numpy")(function)
 
 
 class Writer:

@@ -581,7 +581,7 @@ class VideoQuality(nn.Module):
 @lru_cache(maxsize=64)
 def _window_rows(windows: Windows) -> Tensor:
     """Row in the flattened padded map of every token of every window: int64 `[slabs, W, L]`."""
-    rows = torch.arange(prod(windows.padded)).view(1, *windows.padded, 1)
+    rows = torch.arange(prod(windows.padded), device="cpu").view(1, *windows.padded, 1)
     return Windows(windows.padded, windows.window, windows.shift).split(rows)[0, ..., 0]
 
 

@@ -152,6 +152,7 @@ def _print_rows(rows, paths, model, journal) -> int:
 
 def _text(row, calibrated: bool) -> str:
     path = row.path.encode(errors="surrogateescape").decode(errors="replace")
+    path = "".join(c if c.isprintable() else repr(c)[1:-1] for c in path)  # a line stays a line
     if row.status != "ok":
         return f"{'error':>9}  {path}: {row.reason}"
     mos = f"{row.mos:7.3f}  " if calibrated else ""

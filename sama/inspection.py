@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import numpy as np
 import torch
@@ -69,10 +70,11 @@ def draw(
     mos, scale = model.mos(float(np.mean(values)))
     calibrated = f", {mos:.2f} on the scale of {scale}" if mos is not None else ""
     name = os.path.basename(os.fsdecode(path)).encode(errors="surrogateescape").decode(errors="replace")
-    figure.suptitle(
-        f"{name}: {np.mean(values):.4f}{calibrated}\n{model.name}; {describe(model, every_seconds)}", fontsize=9
-    )
-    figure.savefig(out, dpi=120)
+    title = f"{name}: {np.mean(values):.4f}{calibrated}\n{model.name}; {describe(model, every_seconds)}"
+    figure.suptitle(title, fontsize=9, parse_math=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of names in other scripts
+        figure.savefig(out, dpi=120)
 
 
 def _watch(path, model: QualityModel, every_seconds, decoder):

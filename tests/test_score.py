@@ -388,3 +388,19 @@ def test_memory_stays_flat_over_many_files(model, folder):
     for _ in score_files(paths * 30, model):
         pass
     assert process.memory_info().rss - before < 40 << 20
+
+
+def test_odd_names_stay_on_their_line_and_in_their_title(weights, folder, tmp_path, capsys):
+    odd = tmp_path / "a$\\frac$\nb 日本.mp4"
+    odd.write_bytes((folder / "a.mp4").read_bytes())
+    assert command("score", odd, "--weights", weights) == 0
+    assert "frac$\\nb 日本.mp4" in capsys.readouterr().out
+    assert command("inspect", odd, "--weights", weights, "-o", tmp_path / "page.png") == 0
+    assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+def test_a_list_of_other_files_is_no_video(model, folder, tmp_path):
+    (tmp_path / "real.mkv").write_bytes((folder / "with spaces" / "b c.mkv").read_bytes())
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile real.mkv\n")
+    (row,) = score_files([str(tmp_path / "list.mp4")], model)
+    assert (row.status, row.reason) == ("error", "a list of other files, not a video")

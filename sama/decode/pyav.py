@@ -530,6 +530,9 @@ def open_container(path: str) -> av.container.InputContainer:
         else:
             reason = f"not a video file that FFmpeg can read ({error.strerror})"
         raise DecodeError(path, reason) from error
+    if container.format.name == "concat":
+        container.close()
+        raise DecodeError(path, "a list of other files, not a video")
     container.flags &= ~Flags.gen_pts.value  # a guess is worse than none
     return container
 
