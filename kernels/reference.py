@@ -12,12 +12,11 @@ from torch.nn.functional import interpolate
 
 from sama.kernels.color import YUV_TO_RGB
 from sama.kernels.layout import PATCH, OutputLayout, shape
+from sama.plan import SCALE_STEP_FRAMES
 
 if TYPE_CHECKING:
     from sama.frames import Clip, Frame
     from sama.plan import Plan
-
-SCALE_STEP_FRAMES = 2
 
 
 def sample(clip: torch.Tensor, plan: Plan) -> torch.Tensor:

@@ -62,6 +62,13 @@ def in_folder(folder: str, suffixes: frozenset[str]) -> list[str]:
     return found
 
 
+def check_kind(path: str | os.PathLike, kind: str):
+    """`DecodeError` where a file's name says that it is an image and the model scores videos, or the reverse."""
+    other, what = (IMAGE_SUFFIXES, "an image") if kind == "video" else (VIDEO_SUFFIXES, "a video")
+    if suffix(path) in other and os.path.isfile(path):
+        raise DecodeError(os.fsdecode(path), f"is {what}; the model scores {kind}s")
+
+
 def suffix(path: str | os.PathLike) -> str:
     return Path(path).suffix.lower()
 

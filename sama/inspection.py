@@ -8,8 +8,8 @@ import warnings
 import numpy as np
 import torch
 
-from sama.decode import DecodeError, open_video
-from sama.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_image, suffix
+from sama.decode import open_video
+from sama.files import check_kind, read_image
 from sama.kernels import reference
 from sama.model import QualityModel
 from sama.sampler import MEAN, STD
@@ -43,9 +43,7 @@ def draw(
     """
     from matplotlib.figure import Figure
 
-    other = IMAGE_SUFFIXES if model.kind == "video" else VIDEO_SUFFIXES
-    if suffix(path) in other and os.path.isfile(path):
-        raise DecodeError(os.fsdecode(path), f"the model scores {model.kind}s; this is none")
+    check_kind(path, model.kind)
     if model.kind == "image":
         picture = read_image(path)
         inputs = model.sampler(picture)

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from sama.decode import DECODERS, DecodeError, open_video
-from sama.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_image, suffix
+from sama.files import check_kind, read_image
 from sama.model import QualityModel
 
 CLIPS_AHEAD = 4  # sampled clips that wait for the model, a file
@@ -211,10 +211,7 @@ def _produce(file: _Open, clips: queue.Queue, stop: threading.Event, model, ever
 
 def _samples(row: Row, model: QualityModel, every_seconds: float | None, decoder: str) -> Iterator[torch.Tensor]:
     """Open the file that the row names, fill in what is known of it, and yield its sampled clips."""
-    other = IMAGE_SUFFIXES if model.kind == "video" else VIDEO_SUFFIXES
-    if suffix(row.path) in other and os.path.isfile(row.path):
-        what = "an image" if model.kind == "video" else "a video"
-        raise DecodeError(row.path, f"is {what}; the model scores {model.kind}s")
+    check_kind(row.path, model.kind)
     if model.kind == "image":
         image = read_image(row.path)
         row.frames, row.height, row.width, row.decoder = 1, *image.shape[:2], "pillow"
