@@ -15,11 +15,12 @@ _HOMES = {
     "Frame": "sama.frames",
     "open_video": "sama.decode",
     "DecodeError": "sama.decode",
+    "Feed": "sama.feed",
     "load_model": "sama.model",
     "QualityModel": "sama.model",
     "Result": "sama.model",
 }
-_MODULES = ("decode", "files", "frames", "inspection", "kernels", "model", "models", "plan", "sampler", "score")
+_MODULES = ("decode", "feed", "files", "frames", "inspection", "kernels", "model", "models", "plan", "sampler", "score")
 
 __all__ = ["__version__", *_HOMES]
 

@@ -76,6 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def score(options) -> int:
     from sama.decode import DECODERS
+    from sama.feed import Meter
     from sama.files import expand
     from sama.score import Journal, describe, score_files
 
@@ -101,6 +102,7 @@ def score(options) -> int:
     except _expected() as error:
         return _fail(error)
     remaining = journal.remaining(paths) if journal else paths
+    meter = Meter()
     rows = score_files(
         remaining,
         model,
@@ -108,10 +110,11 @@ def score(options) -> int:
         workers=options.workers,
         every_seconds=options.every,
         decoder=options.decoder,
+        meter=meter,
     )
     with journal or contextlib.nullcontext():
         try:
-            failed = _print_rows(rows, remaining, model, journal)
+            failed = _print_rows(rows, remaining, model, journal, meter)
         except KeyboardInterrupt:
             rows.close()
             kept = f"; {len(journal.rows)} rows are in {journal.partial}, --resume goes on" if journal else ""
@@ -127,7 +130,7 @@ def score(options) -> int:
     return 1 if failed else 0
 
 
-def _print_rows(rows, paths, model, journal) -> int:
+def _print_rows(rows, paths, model, journal, meter) -> int:
     """Print and keep every row as it comes; the number of failures."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -147,6 +150,7 @@ def _print_rows(rows, paths, model, journal) -> int:
             bar.update(task, advance=1)
     scored = len(paths) - failed
     print(f"{scored} scored, {failed} failed; scores by {model.name}; {model.settings}", file=sys.stderr)
+    print(f"the model waited for decoding {meter.share:.0%} of the time", file=sys.stderr)
     return failed
 
 

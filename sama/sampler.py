@@ -246,12 +246,27 @@ class VideoSampler(_Sampler):
         """
         from sama.decode import open_video
 
-        generator = _generator(generator)
         with open_video(path, decoder=decoder) as video:
-            indices = frame_indices(video.info.num_frames, clip_len, num_clips, interval, train, generator=generator)
-            size = video.info.height, video.info.width
-            draws = self.draws([size] * num_clips, clip_len, train, None, generator)
-            return torch.stack(list(self.stream(video, indices.reshape(num_clips, clip_len), draws=draws)))
+            return self.read_video(
+                video, clip_len=clip_len, num_clips=num_clips, interval=interval, train=train, generator=generator
+            )
+
+    def read_video(
+        self,
+        video: Video,
+        *,
+        clip_len: int = 32,
+        num_clips: int = 4,
+        interval: int = 2,
+        train: bool = False,
+        generator: Generator = None,
+    ) -> torch.Tensor:
+        """As `read`, of a video that is already open."""
+        generator = _generator(generator)
+        indices = frame_indices(video.info.num_frames, clip_len, num_clips, interval, train, generator=generator)
+        size = video.info.height, video.info.width
+        draws = self.draws([size] * num_clips, clip_len, train, None, generator)
+        return torch.stack(list(self.stream(video, indices.reshape(num_clips, clip_len), draws=draws)))
 
     def stream(
         self, video: Video, indices: np.ndarray, *, draws: Sequence[Draws | None] | None = None
@@ -260,7 +275,7 @@ class VideoSampler(_Sampler):
 
         indices: frame numbers, [clips, T], the clips in the order in which they end
         draws: one pair (u, v) a clip; None is centred
-        yields: [3, T, Sh, Sw], or [T/2, Sh/4, Sw/4, 96] with layout="patches", in main memory, clip after clip
+        yields: [3, T, Sh, Sw], or [T/2, Sh/4, Sw/4, 96] with layout="patches", clip after clip, where the frames are
         Only the clips that overlap at one moment are held, however many there are.
         """
         size = video.info.height, video.info.width
@@ -270,9 +285,10 @@ class VideoSampler(_Sampler):
         for clip, t in np.ndindex(clips, clip_len):
             places[int(indices[clip, t])].append((clip, t))
         ends = indices.max(1).tolist()
-        fast = self._choose(torch.device("cpu")) == "cpu"
-        open_clips, done = {}, 0
+        fast, open_clips, done = None, {}, 0
         for index, frame in video.frames(places):
+            if fast is None:  # the CPU kernel samples frame by frame, the others a clip at a time
+                fast = self._choose(_device([[frame]])) == "cpu"
             for clip, t in places[index]:
                 if clip not in open_clips:
                     open_clips[clip] = self._open_clip(plans[clip]) if fast else [None] * clip_len

@@ -12,18 +12,16 @@ import csv
 import io
 import json
 import os
-import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
 
-from sama.decode import DECODERS, DecodeError, open_video
+from sama.decode import DECODERS, open_video
+from sama.feed import BEGUN, Ended, Meter, Ticket, ahead, decoder_name, held_bytes, reason
 from sama.files import check_kind, read_image
 from sama.model import QualityModel
 
@@ -70,12 +68,14 @@ def score_files(
     workers: int | None = None,
     every_seconds: float | None = None,
     decoder: str = "auto",
+    meter: Meter | None = None,
 ) -> Iterator[Row]:
     """Yield a row for every path, in order; a file that fails is a row with status "error" and the reason.
 
     batch: clips that go through the model at once; on the CPU scores do not depend on it
     workers: files decoded at the same time, ahead of the model; None is half of the cores, at most 4
     every_seconds: as in `QualityModel.score`
+    meter: is told how long the model waited for decoding
     """
     if decoder not in ("auto", *DECODERS):
         raise ValueError(f"unknown decoder {decoder!r}; known: auto, {', '.join(DECODERS)}")
@@ -83,12 +83,23 @@ def score_files(
     settings = describe(model, every_seconds)
     waiting: deque[_Open] = deque()
     samples: list[tuple[_Open, torch.Tensor]] = []
-    for event in _decode_ahead(paths, model, workers, every_seconds, decoder):
-        if isinstance(event, _Open):
-            event.row.model, event.row.settings = model.name, settings
-            waiting.append(event)
+    events = ahead(
+        map(_Open, paths),
+        lambda file, ticket: _samples(file.row, model, every_seconds, decoder, ticket),
+        workers=workers,
+        jobs_ahead=workers + 1,
+        items_ahead=CLIPS_AHEAD,
+        meter=meter,
+    )
+    for file, item in events:
+        if item is BEGUN:
+            file.row.model, file.row.settings = model.name, settings
+            waiting.append(file)
+        elif isinstance(item, Ended):
+            file.end(item)
         else:
-            samples.append(event)
+            file.decoded += 1
+            samples.append((file, item))
             if len(samples) == batch:
                 _run(samples, model, batch)
         while waiting and waiting[0].done:
@@ -109,7 +120,6 @@ class _Open:
 
     def __init__(self, path: str):
         self.row = Row(path)
-        self.decoding_seconds = 0.0  # kept by the thread that decodes; the row's own are kept by the one that scores
         self.decoded = 0
         self.ended = False
 
@@ -117,9 +127,14 @@ class _Open:
     def done(self) -> bool:
         return self.ended and len(self.row.clips) == self.decoded
 
+    def end(self, end: Ended):
+        self.ended = True
+        self.row.seconds += end.seconds
+        if end.error is not None:
+            self.row.status, self.row.reason = "error", reason(end.error)
+
     def close(self, model: QualityModel) -> Row:
         row = self.row
-        row.seconds += self.decoding_seconds
         if row.status == "ok":
             result = model.result(row.clips, row.times, row.frames, row.width, row.height)
             row.score, row.mos, row.mos_scale = result.score, result.mos, result.mos_scale
@@ -146,70 +161,9 @@ def _run(samples: list[tuple[_Open, torch.Tensor]], model: QualityModel, batch: 
     samples.clear()
 
 
-_END = object()
-
-
-def _decode_ahead(paths, model, workers, every_seconds, decoder) -> Iterator[_Open | tuple[_Open, torch.Tensor]]:
-    """Each file as it is begun, then its sampled clips, file after file; `workers` threads are ahead."""
-    stop = threading.Event()
-    ahead: deque[tuple[_Open, queue.Queue]] = deque()
-    remaining = iter(paths)
-
-    def begin(pool):
-        path = next(remaining, None)
-        if path is not None:
-            file, clips = _Open(path), queue.Queue(CLIPS_AHEAD)
-            ahead.append((file, clips))
-            pool.submit(_produce, file, clips, stop, model, every_seconds, decoder)
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        try:
-            for _ in range(workers + 1):
-                begin(pool)
-            while ahead:
-                file, clips = ahead[0]
-                yield file
-                while (clip := clips.get()) is not _END:
-                    yield file, clip
-                file.ended = True
-                ahead.popleft()
-                begin(pool)
-        finally:
-            stop.set()
-
-
-def _produce(file: _Open, clips: queue.Queue, stop: threading.Event, model, every_seconds, decoder):
-    """Decode and sample one file into its queue. Whatever goes wrong is the file's own reason."""
-    row = file.row
-    start, waited = time.perf_counter(), 0.0
-
-    def put(item):
-        nonlocal waited
-        began = time.perf_counter()
-        while not stop.is_set():
-            try:
-                clips.put(item, timeout=0.2)
-                break
-            except queue.Full:
-                continue
-        waited += time.perf_counter() - began
-
-    try:
-        for clip in _samples(row, model, every_seconds, decoder):
-            if stop.is_set():
-                return
-            file.decoded += 1
-            put(clip)
-    except DecodeError as error:
-        row.status, row.reason = "error", error.reason
-    except Exception as error:
-        row.status, row.reason = "error", f"{type(error).__name__}: {error}"
-    finally:
-        file.decoding_seconds = time.perf_counter() - start - waited
-        put(_END)
-
-
-def _samples(row: Row, model: QualityModel, every_seconds: float | None, decoder: str) -> Iterator[torch.Tensor]:
+def _samples(
+    row: Row, model: QualityModel, every_seconds: float | None, decoder: str, ticket: Ticket
+) -> Iterator[torch.Tensor]:
     """Open the file that the row names, fill in what is known of it, and yield its sampled clips."""
     check_kind(row.path, model.kind)
     if model.kind == "image":
@@ -221,10 +175,11 @@ def _samples(row: Row, model: QualityModel, every_seconds: float | None, decoder
         info = video.info
         row.frames, row.width, row.height = info.num_frames, info.width, info.height
         row.duration, row.fps = info.duration_seconds, info.fps
-        row.decoder = type(video).__module__.rpartition(".")[2]
-        seconds, clips = model.sample(video, every_seconds)
-        row.times = seconds.tolist()
-        yield from clips
+        row.decoder = decoder_name(video)
+        with ticket.hold(held_bytes(video)):
+            seconds, clips = model.sample(video, every_seconds)
+            row.times = seconds.tolist()
+            yield from clips
 
 
 class Journal:
