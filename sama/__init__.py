@@ -20,7 +20,10 @@ _HOMES = {
     "QualityModel": "sama.model",
     "Result": "sama.model",
 }
-_MODULES = ("decode", "feed", "files", "frames", "inspection", "kernels", "model", "models", "plan", "sampler", "score")
+_MODULES = (
+    *("config", "data", "decode", "evaluate", "feed", "files", "frames", "inspection", "kernels", "losses", "metrics"),
+    *("model", "models", "plan", "report", "sampler", "score", "train"),
+)
 
 __all__ = ["__version__", *_HOMES]
 

@@ -1,4 +1,4 @@
-"""The command `sama`: score files, look at one, and what there is to know of a checkpoint."""
+"""The command `sama`: score files, look at one, compare with labels, and what there is to know of data and weights."""
 
 from __future__ import annotations
 
@@ -37,10 +37,47 @@ def parser() -> ArgumentParser:
     _add_model(inspect)
     commands.add_subcommand("inspect", inspect, help="draw input, quality map and timeline of a file")
 
+    evaluate = ArgumentParser(description="How well scores follow labels: SROCC, PLCC, KROCC, RMSE, with intervals.")
+    _add_labels(evaluate)
+    evaluate.add_argument("--split", type=str, metavar="NAME", help="only the items of this split of the label file")
+    evaluate.add_argument("--splits", type=int, metavar="N", help="also medians over N of the protocol's random splits")
+    evaluate.add_argument("--by", type=str, metavar="COLUMN", help="also metrics for each value of a column")
+    evaluate.add_argument(
+        "--predictions", type=str, metavar="TABLE", help="scores of `sama score --out`, in place of scoring"
+    )
+    evaluate.add_argument(
+        "-o", "--out", type=str, metavar="FOLDER", help="for report.md, report.json, scatter.png, scores.csv"
+    )
+    evaluate.add_argument("--resume", action="store_true", help="go on with the scores that are in --out already")
+    evaluate.add_argument("--overwrite", action="store_true", help="write to --out and --save although they are there")
+    evaluate.add_argument("--calibrate", choices=("linear", "logistic"), help="fit scores to labels, for --save")
+    evaluate.add_argument("--scale", type=str, metavar="NAME", help="name of the labels' scale, e.g. KoNViD-1k")
+    evaluate.add_argument("--save", type=str, metavar="FILE", help="copy of the checkpoint with the calibration in it")
+    evaluate.add_argument("--samples", type=int, default=1000, help="bootstrap draws for the intervals")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the bootstrap draws")
+    evaluate.add_argument("--batch", type=int, help="clips that go through the model at once (1 on a CPU, 8 on a GPU)")
+    evaluate.add_argument("--workers", type=int, help="files decoded at the same time (half of the cores, at most 4)")
+    evaluate.add_argument("--decoder", type=str, default="auto", help="auto or pyav")
+    _add_model(evaluate)
+    commands.add_subcommand("evaluate", evaluate, help="compare scores with labels")
+
+    data = ArgumentParser(description="Label files and the files they name.")
+    commands.add_subcommand("data", data, help="look into a data set")
+    actions = data.add_subcommands(required=True, dest="action")
+    check = ArgumentParser(description="Missing, unreadable and double files, bad lines, leaking splits, label scale.")
+    _add_labels(check)
+    check.add_argument("--workers", type=int, help="files opened at the same time (the number of cores, at most 8)")
+    actions.add_subcommand("check", check, help="look for problems")
+
     weights = ArgumentParser(description="What a checkpoint holds, and what of it fits.")
     weights.add_argument("weights", metavar="FILE", help="a checkpoint")
     commands.add_subcommand("weights", weights, help="look into a checkpoint")
     return main
+
+
+def _add_labels(command: ArgumentParser):
+    command.add_argument("labels", metavar="LABELS", help="label file; a CSV with path,mos, or any published form")
+    command.add_argument("root", metavar="ROOT", help="folder that its paths are relative to")
 
 
 def _add_reading(command: ArgumentParser):
@@ -66,7 +103,8 @@ def _add_model(command: ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0 where all went well, 1 where some files failed, 2 where the command could not be carried out."""
     options = parser().parse_args(arguments)
-    command = {"score": score, "inspect": inspect, "weights": weights}[options.command]
+    known = {"score": score, "inspect": inspect, "evaluate": evaluate, "data": data, "weights": weights}
+    command = known[options.command]
     try:
         return command(options[options.command])
     except KeyboardInterrupt:
@@ -132,22 +170,18 @@ def score(options) -> int:
 
 def _print_rows(rows, paths, model, journal, meter) -> int:
     """Print and keep every row as it comes; the number of failures."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     failed = 0
     calibrated = bool(model.metadata.get("calibration"))
     header = f"{'score':>9}  {'MOS':>7}  {'size':>9}  {'frames':>7}  file" if calibrated else None
     print(header or f"{'score':>9}  {'size':>9}  {'frames':>7}  file")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stderr.isatty()) as bar:
-        task = bar.add_task("scoring", total=len(paths))
-        for row in rows:
+    with _bar("scoring") as progress:
+        progress(0, len(paths))
+        for done, row in enumerate(rows, start=1):
             if journal:
                 journal.add(row)
             failed += row.status != "ok"
             print(_text(row, calibrated), flush=True)
-            bar.update(task, advance=1)
+            progress(done, len(paths))
     scored = len(paths) - failed
     print(f"{scored} scored, {failed} failed; scores by {model.name}; {model.settings}", file=sys.stderr)
     print(f"the model waited for decoding {meter.share:.0%} of the time", file=sys.stderr)
@@ -173,6 +207,53 @@ def inspect(options) -> int:
         return _fail(error)
     print(options.out)
     return 0
+
+
+def evaluate(options) -> int:
+    from sama.evaluate import Plan, run
+
+    asked = {name: getattr(options, name) for name in Plan.__dataclass_fields__}
+    try:
+        plan = Plan(**asked)
+        evaluation = run(plan, lambda paths: _model(options, paths), progress=_bar)
+    except (*_expected(), RuntimeError) as error:  # also a GPU out of memory
+        kept = " (scores so far are kept: --resume goes on)" if options.out and not options.predictions else ""
+        return _fail(f"{error}{kept if isinstance(error, RuntimeError) else ''}")
+    print(evaluation)
+    if plan.save:
+        print(f"calibrated: {plan.save}", file=sys.stderr)
+    return 1 if evaluation.failed else 0
+
+
+def data(options) -> int:
+    import os
+
+    from sama.data import check
+
+    options = options.check
+    if options.workers is not None and options.workers < 1:
+        return _fail(f"--workers must be more than 0; got {options.workers}")
+    try:
+        if not os.path.isdir(options.root):
+            raise ValueError(f"there is no folder {options.root}")
+        with _bar("checking") as progress:
+            report = check(options.labels, options.root, workers=options.workers, progress=progress)
+    except _expected() as error:
+        return _fail(error)
+    print(report)
+    return 0 if report.ok else 1
+
+
+@contextlib.contextmanager
+def _bar(title: str):
+    """A progress bar on standard error; what it gives is called with what is done and what there is in all."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stderr.isatty()) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def weights(options) -> int:

@@ -234,7 +234,7 @@ class QualityModel:
             value = calibration["slope"] * score + calibration["intercept"]
         elif calibration["kind"] == "logistic":
             top, bottom, middle, width = calibration["beta"]
-            value = bottom + (top - bottom) / (1 + np.exp(-(score - middle) / abs(width)))
+            value = bottom + (top - bottom) * (1 + np.tanh((score - middle) / (2 * abs(width)))) / 2  # never overflows
         else:
             raise ValueError(f"unknown calibration {calibration['kind']!r}; known: linear, logistic")
         return float(value), calibration["scale"]
