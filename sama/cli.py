@@ -216,9 +216,14 @@ def evaluate(options) -> int:
     try:
         plan = Plan(**asked)
         evaluation = run(plan, lambda paths: _model(options, paths), progress=_bar)
+    except KeyboardInterrupt:
+        hint = (
+            f"; the scores so far are in {options.out}, --resume goes on" if plan.out and not plan.predictions else ""
+        )
+        print(f"\ninterrupted{hint}", file=sys.stderr)
+        return 130
     except (*_expected(), RuntimeError) as error:  # also a GPU out of memory
-        kept = " (scores so far are kept: --resume goes on)" if options.out and not options.predictions else ""
-        return _fail(f"{error}{kept if isinstance(error, RuntimeError) else ''}")
+        return _fail(error)
     print(evaluation)
     if plan.save:
         print(f"calibrated: {plan.save}", file=sys.stderr)

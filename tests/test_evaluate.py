@@ -241,6 +241,32 @@ def test_scores_of_an_earlier_run_are_taken(root, weights, scored, tmp_path, cap
     assert (tmp_path / "copy" / "report.md").exists()
 
 
+def test_an_interrupted_evaluation_goes_on(root, weights, scored, tmp_path, capsys, monkeypatch):
+    from sama import score
+
+    real, asked = score.score_files, []
+
+    def interrupted(paths, *arguments, **options):
+        rows = real(paths, *arguments, **options)
+        for _ in range(3):
+            yield next(rows)
+        rows.close()
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    arguments = ["--weights", weights, "--out", out, "--by", "kind", "--samples", 20]
+    monkeypatch.setattr(score, "score_files", interrupted)
+    assert evaluate(root, *arguments) == 130
+    assert f"the scores so far are in {out}, --resume goes on" in capsys.readouterr().err
+    monkeypatch.setattr(score, "score_files", lambda paths, *a, **k: asked.extend(paths) or real(paths, *a, **k))
+    assert evaluate(root, *arguments) == 2
+    assert "--resume goes on with it, --overwrite begins anew" in capsys.readouterr().err
+    assert evaluate(root, *arguments, "--resume") == 1
+    assert asked == [str(root / "sub" / f"{k}.mp4") for k in (2, 3, 4)]
+    whole = json.loads((scored[0] / "report.json").read_text())
+    assert json.loads((out / "report.json").read_text()) == whole
+
+
 def test_names_as_in_the_label_file_match(root, tmp_path, capsys):
     table = tmp_path / "mine.csv"
     table.write_text("path,score\n" + "".join(f"sub/{k}.mp4,{k % 3 * 2}\n" for k in range(5)))
