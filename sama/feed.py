@@ -7,8 +7,8 @@
         for batch in feed.epoch(epoch):
             batch.x, batch.labels, batch.names      # float32 [8, 3, 32, 224, 224], float32 [8], list of 8
 
-What is drawn for a file depends on the seed, the epoch and the file's number alone: any number of workers and ranks, and
-an epoch taken up again in its middle, give the same batches. A file that fails is left out of its batch and named.
+What is drawn for a file depends on the seed, the epoch and the file's number alone: any number of workers and ranks,
+and an epoch taken up again in its middle, give the same batches. A file that fails is left out of its batch and named.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ import torch
 
 from sama.decode import DecodeError, Video, open_video
 from sama.files import check_kind, read_image
-from sama.plan import frame_indices
 from sama.sampler import ImageSampler, VideoSampler
 
 Job = TypeVar("Job")

@@ -66,6 +66,7 @@ VIDEO_MODES = {
     "sama-swm": Mode(16, mask="window"),
     "sama-spm": Mode(16, mask="patch"),
     "fragments": Mode(1, integer_draws=True, truncates=True),
+    "resize": Mode("thumbnail"),  # not of the paper: with grid (1, 1), plain resizing and a centre crop, to compare
 }
 IMAGE_MODES = {
     "sama": Mode("thumbnail", mask="window"),

@@ -1,0 +1,176 @@
+"""What a training run is told: dataclasses, filled from a YAML file and from the command line (`python -m sama.train`).
+
+Shipped files lie in `sama/configs/`; each begins with what it costs, what it gives, and the command.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A labelled set that is scored once training is over.
+
+    labels: label file; root: the folder its entries are relative to (None: its own); name: in the report
+    """
+
+    labels: str
+    root: str | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is learnt from.
+
+    labels: label file of any form that `sama.data` reads
+    root: the folder its entries are relative to; None is the label file's own
+    demo: make a set of real photographs and codecs instead of reading labels: "small" or "full"; "" does not
+    demo_folder: where that set is kept
+    split: "column" takes the label file's own column `split`; "protocol" a random 80/20 split by content; "all" trains
+        on everything and validates on nothing
+    split_number: of the protocol
+    train, val, test: names in the column `split`; whatever is named `test` is scored once training is over
+    tests: further sets to score at the end
+    scale: what the labels' scale is called in the checkpoint's calibration; "" is the label file's name
+    """
+
+    labels: str = ""
+    root: str | None = None
+    demo: Literal["", "small", "full"] = ""
+    demo_folder: str = "runs/demo-data"
+    split: Literal["column", "protocol", "all"] = "column"
+    split_number: int = 0
+    train: str = "train"
+    val: str = "val"
+    test: str = "test"
+    tests: list[TestSet] = field(default_factory=list)
+    scale: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network.
+
+    kind: "video" (Swin3D-T with GRPB) or "image" (Swin V2-T)
+    size: "tiny", the published one, or "nano", for a laptop
+    weights: checkpoint to start from, of any source that `sama weights` knows; "" starts from random weights
+    drop_path, dropout: stochastic depth of the last block, dropout of the head
+    checkpointing: less memory, more time
+    scale_bias, scale_excitation: the paper's scale encodings (a) and (b), of the video model
+    """
+
+    kind: Literal["video", "image"] = "video"
+    size: Literal["tiny", "nano"] = "tiny"
+    weights: str = ""
+    drop_path: float = 0.1
+    dropout: float = 0.5
+    checkpointing: bool = False
+    scale_bias: bool = False
+    scale_excitation: bool = False
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """From files to inputs; the published settings. grid and fragment of images are 8x8 of 32x32.
+
+    clip_len, interval: frames of a clip, and how far apart they are
+    num_clips: clips a file in evaluation; training takes one
+    """
+
+    mode: str = "sama"
+    grid: tuple[int, int] = (7, 7)
+    fragment: tuple[int, int] = (32, 32)
+    clip_len: int = 32
+    interval: int = 2
+    num_clips: int = 4
+
+
+@dataclass(frozen=True)
+class Optim:
+    """The optimiser: AdamW.
+
+    batch: files in a step, over all ranks, before accumulation; accumulate: batches in a step of the optimiser
+    lr: of the head; backbone_lr: times that, for the backbone
+    warmup_epochs: linear from 0; schedule after it: "cosine" to 0, or "constant"
+    clip_norm: gradients are scaled down to this norm; 0 does not
+    ema: decay of the averaged weights, which are what is evaluated and kept; 0 averages nothing
+    rank_weight: of the rank loss beside the PLCC loss, for videos
+    """
+
+    epochs: int = 30
+    batch: int = 12
+    accumulate: int = 1
+    lr: float = 1e-3
+    backbone_lr: float = 0.1
+    weight_decay: float = 0.05
+    warmup_epochs: float = 2.5
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip_norm: float = 0.0
+    ema: float = 0.999
+    rank_weight: float = 0.3
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Runs in turn, with the same budget each, and a table of them at the end. Empty: one run.
+
+    samplings: settings of `sampling` to compare, as "mode" or "mode GRIDxGRID FRAGMENTxFRAGMENT"
+    seeds, split_numbers: of the runs
+    """
+
+    samplings: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    split_numbers: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run.
+
+    out: folder for checkpoints, logs and the report
+    seed: of initial weights, order, draws and dropout
+    device: "auto" is the GPU where there is one; dtype: of the forward pass; compile: with torch.compile
+    workers: files decoded at the same time; null is the number of cores, at most 16
+    decoder: as `sama score --decoder`
+    evaluate_every: epochs between two validations; the last epoch is always validated
+    checkpoint_minutes: between two checkpoints within an epoch; each epoch ends with one
+    resume: go on from `out`'s last checkpoint, exactly, if there is one; otherwise `out` must be new
+    """
+
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    sampling: Sampling = field(default_factory=Sampling)
+    optim: Optim = field(default_factory=Optim)
+    sweep: Sweep = field(default_factory=Sweep)
+    out: str = "runs/train"
+    seed: int = 0
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    workers: int | None = None
+    decoder: str = "auto"
+    evaluate_every: int = 1
+    checkpoint_minutes: float = 10.0
+    resume: bool = False
+
+    def __post_init__(self):
+        optim = self.optim
+        for name, value, least in (
+            ("optim.epochs", optim.epochs, 1),
+            ("optim.batch", optim.batch, 1),
+            ("optim.accumulate", optim.accumulate, 1),
+            ("evaluate_every", self.evaluate_every, 1),
+            ("sampling.num_clips", self.sampling.num_clips, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}; got {value}")
+        if not 0 <= optim.ema < 1:
+            raise ValueError(f"optim.ema must be in [0, 1); got {optim.ema}")
+        if bool(self.data.labels) == bool(self.data.demo):
+            raise ValueError(
+                "data.labels (a label file) or data.demo (small, full) says what to learn from, one of them; got "
+                f"data.labels={self.data.labels!r}, data.demo={self.data.demo!r}"
+            )

@@ -1,0 +1,502 @@
+"""Training: `python -m sama.train` (or `sama train`), one straight script.
+
+python -m sama.train                                       # the demo: no data needed, a laptop is enough
+python -m sama.train --config lsvq --data.root LSVQ        # a shipped config, with overrides
+python -m sama.train --config mine.yaml --optim.epochs 5
+torchrun --nproc-per-node 8 -m sama.train --config lsvq    # batches shared among 8 GPUs, the losses over whole batches
+
+What is random depends on the seed and the place in training alone, so a run that is killed and gone on with (`--resume
+true`) ends with the weights of one that was left alone, and so does a run on two ranks, but for rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import itertools
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sama.config import Config
+from sama.data import Item, named_split, protocol_split, read_labels, with_split
+from sama.feed import Batch, Feed
+from sama.losses import image_loss, video_loss
+from sama.metrics import linear_fit
+from sama.report import Log, write_sweep
+from sama.sampler import ImageSampler, VideoSampler
+from sama.score import replace_file
+
+CONFIGS = Path(__file__).parent / "configs"
+MAY_CHANGE = {
+    "out",
+    "device",
+    "workers",
+    "decoder",
+    "checkpoint_minutes",
+    "resume",
+    "sweep",
+}  # when a run is gone on with
+
+
+def train(config: Config) -> dict[str, Any]:
+    """One run: train, validate, test, report. Returns what it wrote to `OUT/report.json`."""
+    ranks = Ranks.join(config.device)
+    out = Path(config.out)
+    sets = datasets(config)
+    state = read_state(out, config, ranks)
+
+    model = make_model(config).to(ranks.device)
+    ema = copy.deepcopy(model).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=config.optim.weight_decay)
+    feed = make_feed(config, sets["train"], ranks, train=True)
+    validation = {name: make_feed(config, items, ranks) for name, items in sets.items() if name != "train"}
+    steps_an_epoch = -(-len(feed) // config.optim.accumulate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps_an_epoch, config))
+    if state.tensors:
+        model.load_state_dict(state.tensors["model"])
+        ema.load_state_dict(state.tensors["ema"])
+        optimizer.load_state_dict(state.tensors["optimizer"])
+        schedule.load_state_dict(state.tensors["schedule"])
+    if config.compile:
+        model.compile()
+    parallel = DistributedDataParallel(model) if ranks.count > 1 else model
+    log = Log(out, config, sets, feed, quiet=not ranks.first)
+
+    for epoch in range(state.epoch, config.optim.epochs):
+        log.begin(epoch, state.batch)
+        model.train()
+        for batch in feed.epoch(epoch, start=state.batch):
+            last = batch.index + 1 == len(feed)
+            stepping = last or (batch.index + 1) % config.optim.accumulate == 0
+            waits = nullcontext() if stepping or ranks.count == 1 else parallel.no_sync()
+            with waits:
+                with own_randomness(ranks, config.seed, epoch, batch.index), autocast(config, ranks):
+                    prediction = predict(parallel, batch, config, ranks)
+                everyones, labels = ranks.gather(prediction), ranks.gather(batch.labels)
+                loss = objective(everyones, labels, config)
+                (loss * ranks.count / config.optim.accumulate).backward()  # gradients are averaged over ranks
+            if stepping:
+                norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                average(ema, model, config.optim.ema)
+                log.step(epoch, batch, loss, norm, schedule.get_last_lr()[0], everyones, labels)
+                if log.checkpoint_is_due() and not last:
+                    save_state(
+                        out, config, State(epoch, batch.index + 1, state.history), model, ema, optimizer, schedule
+                    )
+        state.batch = 0
+
+        final = epoch + 1 == config.optim.epochs
+        record = log.end(epoch)
+        if "val" in validation and (final or (epoch + 1) % config.evaluate_every == 0):
+            scores = score_feed(ema, validation["val"], config, ranks)
+            record |= log.validate(epoch, scores)
+            if ranks.first and is_best(record, state.history):
+                save_model(out / "best.safetensors", ema, config, sets["train"], record, scores, sets["val"])
+        state.history.append(record)
+        if ranks.first:
+            save_state(out, config, State(epoch + 1, 0, state.history), model, ema, optimizer, schedule)
+
+    finals = {name: score_feed(ema, validation[name], config, ranks) for name in validation}
+    report = {}
+    if ranks.first:
+        calibrating = (finals.get("val"), sets.get("val"))
+        save_model(out / "last.safetensors", ema, config, sets["train"], state.history[-1], *calibrating)
+        report = log.report(state.history, finals)
+    ranks.leave()
+    return report
+
+
+def predict(model: nn.Module, batch: Batch, config: Config, ranks: Ranks) -> Tensor:
+    """The scores that go into the loss, float32 [B]: for clips summed over time, as published (SPEC of the losses)."""
+    if batch.x is None:  # nothing could be read: the other ranks wait for this one's part all the same
+        shape = (1, 3, 1, 32, 32) if config.model.kind == "video" else (1, 3, 256, 256)
+        return model(torch.zeros(shape, device=ranks.device)).flatten()[:0].float()
+    tokens = model(batch.x)
+    if config.model.kind == "image":
+        return tokens.float().mean(1)
+    return tokens.float().mean((1, 3, 4)).sum(1)
+
+
+def objective(prediction: Tensor, labels: Tensor, config: Config) -> Tensor:
+    """The loss of a whole batch; zero for an empty one."""
+    if not len(labels):
+        return prediction.sum()
+    if config.model.kind == "image":
+        return image_loss(prediction, labels)
+    return video_loss(prediction, labels, config.optim.rank_weight)
+
+
+def rate(step: int, steps_an_epoch: int, config: Config) -> float:
+    """Factor of the learning rate before step number `step`: linear warm-up from 0, then a cosine to 0, or constant."""
+    warm = config.optim.warmup_epochs * steps_an_epoch
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    if config.optim.schedule == "constant":
+        return 1.0
+    total = config.optim.epochs * steps_an_epoch
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1.0, total - warm))))
+
+
+def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
+    """The head at the full learning rate, the backbone at its share."""
+    head = [p for name, p in model.named_parameters() if name.startswith("head.")]
+    rest = [p for name, p in model.named_parameters() if not name.startswith("head.")]
+    lr = config.optim.lr
+    return [{"params": head, "lr": lr}, {"params": rest, "lr": lr * config.optim.backbone_lr}]
+
+
+@torch.no_grad()
+def average(ema: nn.Module, model: nn.Module, decay: float):
+    """ema = decay * ema + (1 - decay) * model."""
+    torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in model.parameters()], 1 - decay)
+
+
+@contextmanager
+def own_randomness(ranks: Ranks, seed: int, *place: int):
+    """Dropout and stochastic depth drawn from the seed and the place in training, whatever was drawn before."""
+    devices = [ranks.device] if ranks.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(int(np.random.SeedSequence([seed, *place, ranks.rank]).generate_state(1)[0]))
+        yield
+
+
+def autocast(config: Config, ranks: Ranks):
+    return torch.autocast(ranks.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
+
+
+# Data and model
+
+
+def datasets(config: Config) -> dict[str, list[Item]]:
+    """The items of each set: "train", "val", "test" and the further test sets, those that have any."""
+    data = config.data
+    labels, root = data.labels, data.root
+    if data.demo:
+        from sama import demo
+
+        labels, root = demo.make(data.demo_folder, size=data.demo), None
+    items = read_labels(labels, root)
+    if data.split == "column":
+        train, val = named_split(items, data.train, data.val)
+        sets = {"train": train, "val": val}
+        if any(item.split == data.test for item in items):
+            sets["test"] = with_split(items, data.test)
+    elif data.split == "protocol":
+        train, val = protocol_split(items, data.split_number)
+        sets = {"train": train, "val": val}
+    else:
+        sets = {"train": items}
+    for test in data.tests:
+        sets[test.name or Path(test.labels).stem] = read_labels(test.labels, test.root)
+    return sets
+
+
+def make_model(config: Config) -> nn.Module:
+    """The network, its initial weights drawn from the seed, then loaded over from `model.weights`."""
+    from sama.models import ImageQuality, VideoQuality, load_weights
+
+    told = config.model
+    common = {"drop_path": told.drop_path, "dropout": told.dropout, "checkpointing": told.checkpointing}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if told.kind == "image":
+            model = ImageQuality(told.size, **common)
+        else:
+            encodings = {"scale_bias": told.scale_bias, "scale_excitation": told.scale_excitation}
+            steps = config.sampling.clip_len // 2
+            grid = tuple(config.sampling.grid)
+            model = VideoQuality(told.size, grid=grid, scale_steps=steps, **encodings, **common)
+    if told.weights:
+        print(load_weights(model, told.weights), file=sys.stderr)
+    return model
+
+
+def make_feed(config: Config, items: Sequence[Item], ranks: Ranks, *, train: bool = False) -> Feed:
+    """The feed of a set: in training this rank's share of every batch, in evaluation of all files."""
+    told = config.sampling
+    geometry = {"grid": tuple(told.grid), "fragment": tuple(told.fragment)}
+    if config.model.kind == "image":
+        sampler, clips = ImageSampler(told.mode, **geometry), 1
+    else:
+        fits = told.clip_len % 2 == 0 and all(size % 4 == 0 for size in told.fragment)
+        sampler = VideoSampler(told.mode, **geometry, layout="patches" if fits else "video")
+        clips = 1 if train else told.num_clips
+    if config.optim.batch % ranks.count:
+        raise ValueError(f"optim.batch ({config.optim.batch}) must be a multiple of the ranks ({ranks.count})")
+    return Feed(
+        [item.path for item in items],
+        sampler,
+        labels=[item.mos for item in items],
+        batch=config.optim.batch // ranks.count,
+        clip_len=told.clip_len,
+        num_clips=clips,
+        interval=told.interval,
+        train=train,
+        seed=config.seed,
+        rank=ranks.rank,
+        ranks=ranks.count,
+        workers=config.workers,
+        decoder=config.decoder,
+        device=ranks.device,
+    )
+
+
+@torch.inference_mode()
+def score_feed(model: nn.Module, feed: Feed, config: Config, ranks: Ranks) -> dict[str, Any]:
+    """Scores of all files: {"scores": {number: score}, "failed": [(path, reason)]}, the same on every rank."""
+    model.eval()
+    scores, failed = {}, []
+    for batch in feed.epoch():
+        failed += batch.failed
+        if batch.x is not None:
+            with autocast(config, ranks):
+                values = model.score(batch.x).double().reshape(len(batch), -1).mean(1)
+            scores.update(zip(batch.numbers.tolist(), values.tolist()))
+    everyones = ranks.all({"scores": scores, "failed": failed})
+    merged = {number: score for part in everyones for number, score in part["scores"].items()}
+    return {"scores": dict(sorted(merged.items())), "failed": [f for part in everyones for f in part["failed"]]}
+
+
+# Ranks
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that `torchrun` has started; alone without it."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @classmethod
+    def join(cls, device: str) -> Ranks:
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if count == 1:
+            return cls(0, 1, torch.device(device))
+        if device == "cuda":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        return cls(dist.get_rank(), count, torch.device(device))
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The values [n] of all ranks, one after the other; n may differ. Gradients flow to this rank's part."""
+        if self.count == 1:
+            return values
+        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.count)]
+        dist.all_gather(sizes, torch.tensor([len(values)], device=self.device))
+        longest = max(int(size) for size in sizes)
+        padded = torch.zeros(longest, dtype=values.dtype, device=self.device)
+        padded[: len(values)] = values.detach()
+        parts = [torch.empty_like(padded) for _ in range(self.count)]
+        dist.all_gather(parts, padded)
+        parts = [part[: int(size)] for part, size in zip(parts, sizes)]
+        parts[self.rank] = values
+        return torch.cat(parts)
+
+    def all(self, value: Any) -> list[Any]:
+        """The values of all ranks, in their order."""
+        values = [value] * self.count
+        if self.count > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def leave(self):
+        if self.count > 1:
+            dist.barrier()
+
+
+# Checkpoints
+
+
+@dataclass
+class State:
+    """Where training is: the next batch, what became of the epochs before, and the tensors of a checkpoint."""
+
+    epoch: int = 0
+    batch: int = 0
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    tensors: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def told(config: Config) -> dict[str, Any]:
+    """The part of a config that a run's result depends on, as plain data."""
+    return {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key not in MAY_CHANGE}
+
+
+def read_state(out: Path, config: Config, ranks: Ranks) -> State:
+    """The state to go on from. ValueError where `out` holds a run and the config does not resume it, or is another."""
+    path = out / "last.pt"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        return State()
+    if not config.resume:
+        raise ValueError(f"{out} holds a run already: --resume true goes on with it, or give another --out")
+    saved = torch.load(path, map_location=ranks.device, weights_only=True)
+    if saved["config"] != told(config):
+        differing = [key for key in told(config) if saved["config"].get(key) != told(config)[key]]
+        raise ValueError(f"{out} was trained with other settings of {', '.join(differing)}: give another --out")
+    return State(saved["epoch"], saved["batch"], saved["history"], saved)
+
+
+def save_state(out: Path, config: Config, state: State, model, ema, optimizer, schedule):
+    """Everything that training goes on from, whole or not at all."""
+    content = io.BytesIO()
+    torch.save(
+        {
+            "config": told(config),
+            "epoch": state.epoch,
+            "batch": state.batch,
+            "history": state.history,
+            "model": model.state_dict(),
+            "ema": ema.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+        },
+        content,
+    )
+    replace_file(out / "last.pt", content.getvalue())
+
+
+def save_model(
+    path: Path, ema, config: Config, trained_on: Sequence[Item], record: dict, scores=None, items: Sequence[Item] = ()
+):
+    """The averaged weights as a checkpoint for `sama score`, calibrated on the validation set if there is one."""
+    from sama.models import save_weights
+
+    scale = config.data.scale or (f"the demo set ({config.data.demo})" if config.data.demo else "")
+    scale = scale or Path(config.data.labels).stem
+    metadata = {
+        **asdict(config.sampling),
+        "data": {"labels": scale, "files": len(trained_on), "contents": len({item.group for item in trained_on})},
+        "training": {"epochs": record["epoch"] + 1, "seed": config.seed, "val": record.get("val")},
+    }
+    if config.model.kind == "image":
+        metadata = {key: metadata[key] for key in ("mode", "grid", "fragment", "data", "training")}
+    if scores and len(scores["scores"]) > 1:
+        numbers = list(scores["scores"])
+        try:
+            slope, intercept = linear_fit(list(scores["scores"].values()), [items[number].mos for number in numbers])
+            line = {"kind": "linear", "slope": slope, "intercept": intercept}
+            metadata["calibration"] = {"scale": scale, **line}
+        except ValueError:  # constant predictions
+            pass
+    save_weights(ema, path, metadata=metadata)
+
+
+def is_best(record: dict[str, Any], history: list[dict[str, Any]]) -> bool:
+    """Whether no validation before had a higher SROCC."""
+    before = [entry["val"]["srocc"] for entry in history if "val" in entry]
+    return not any(value >= record["val"]["srocc"] for value in before)
+
+
+# The command line
+
+
+def parser():
+    from jsonargparse import ArgumentParser
+
+    about = "Train a model. Without --config and --data.labels: the demo, which needs no data."
+    names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+    main = ArgumentParser(prog="python -m sama.train", description=about, allow_abbrev=False)
+    main.add_argument("--config", action="config", help=f"a YAML file, or a shipped one: {names}")
+    main.add_class_arguments(Config)
+    return main
+
+
+def configure(arguments: Sequence[str]) -> Config:
+    """The config that a command line asks for."""
+    arguments = list(arguments)
+    given = [argument.partition("=")[0] for argument in arguments]
+    if not {"--config", "--data.labels", "--data.demo", "--print_config", "--help", "-h"} & set(given):
+        arguments = ["--config", "demo", *arguments]
+    for k, argument in enumerate(arguments):
+        name = argument.removeprefix("--config=") if argument.startswith("--config=") else argument
+        after = argument.startswith("--config=") or (k and arguments[k - 1] == "--config")
+        if after and (CONFIGS / f"{name}.yaml").exists() and not os.path.exists(name):
+            shipped = str(CONFIGS / f"{name}.yaml")
+            arguments[k] = f"--config={shipped}" if argument.startswith("--config=") else shipped
+    main = parser()
+    told = main.instantiate_classes(main.parse_args(arguments))
+    return Config(**{field.name: told[field.name] for field in dataclasses.fields(Config)})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as the command line says; 0 where all went well, 2 where it could not be carried out, 130 interrupted."""
+    config = configure(sys.argv[1:] if arguments is None else arguments)
+    try:
+        run(config)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; --resume true --out {config.out} goes on", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        print(f"sama.train: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
+
+
+def run(config: Config) -> list[dict[str, Any]]:
+    """The runs of a config: one, or those of its sweep in turn and a table of them in `OUT/sweep.md`."""
+    runs = list(sweep(config))
+    reports = [train(one) for _, one in runs]
+    if len(runs) > 1 and int(os.environ.get("RANK", "0")) == 0:
+        write_sweep(Path(config.out), [name for name, _ in runs], reports)
+    return reports
+
+
+def sweep(config: Config) -> Iterator[tuple[dict[str, Any], Config]]:
+    """What is particular to each run, and its config, with a folder of its own."""
+    told = config.sweep
+    axes = told.samplings or [None], told.split_numbers or [None], told.seeds or [None]
+    for sampling, number, seed in itertools.product(*axes):
+        one, name = config, {}
+        if sampling is not None:
+            one, name["sampling"] = dataclasses.replace(one, sampling=parse_sampling(sampling, config)), sampling
+        if number is not None:
+            one = dataclasses.replace(one, data=dataclasses.replace(one.data, split_number=number))
+            name["split"] = number
+        if seed is not None:
+            one, name["seed"] = dataclasses.replace(one, seed=seed), seed
+        folder = "-".join(str(value).replace(" ", "-") for value in name.values())
+        yield name, dataclasses.replace(one, out=str(Path(config.out) / folder) if folder else config.out)
+
+
+def parse_sampling(text: str, config: Config):
+    """ "fragments", or "resize 1x1 224x224": mode, grid, fragment."""
+    mode, *sizes = text.split()
+    pairs = [tuple(int(part) for part in size.split("x") if part.isdigit()) for size in sizes]
+    if len(pairs) not in (0, 2) or any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f'sweep.samplings takes "mode" or "mode ROWSxCOLUMNS ROWSxCOLUMNS"; got {text!r}')
+    geometry = dict(zip(("grid", "fragment"), pairs))
+    return dataclasses.replace(config.sampling, mode=mode, **geometry)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""The feed: order, draws, bounds, and files that fail."""
+
+import threading
+import time
+
+import media
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sama
+from sama.feed import BEGUN, Budget, Ended, Feed, Meter, ahead
+from sama.sampler import ImageSampler, VideoSampler
+
+SETTINGS = {"batch": 2, "clip_len": 4, "train": True, "seed": 3, "workers": 2}
+
+
+def small_sampler(**options):
+    return VideoSampler(grid=(2, 2), fragment=(16, 16), **options)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Seven videos of several sizes and lengths, the fourth of them damaged."""
+    root = tmp_path_factory.mktemp("feed")
+    paths = []
+    for k, size in enumerate([(96, 64), (64, 48), (48, 80), (96, 64), (120, 66), (64, 64), (72, 96)]):
+        paths.append(media.write_video(root / f"{k}.mp4", "libx264", size=size, num_frames=10 + k))
+    paths[3].write_bytes(paths[3].read_bytes()[:300])
+    return paths
+
+
+def contents(batches):
+    return [(batch.index, batch.names, batch.failed, batch.labels.tolist(), batch.x) for batch in batches]
+
+
+def assert_same(batches, expected):
+    got, want = contents(batches), contents(expected)
+    assert [entry[:4] for entry in got] == [entry[:4] for entry in want]
+    assert all(torch.equal(a[4], b[4]) for a, b in zip(got, want))
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_batches_do_not_depend_on_the_workers(files, workers):
+    labels = np.arange(7.0)
+    expected = list(Feed(files, small_sampler(), labels=labels, **SETTINGS).epoch(1))
+    assert [len(batch) + len(batch.failed) for batch in expected] == [2, 2, 2]
+    assert_same(Feed(files, small_sampler(), labels=labels, **SETTINGS | {"workers": workers}).epoch(1), expected)
+    for batch in expected:
+        assert batch.labels.tolist() == [float(name[-5]) for name in batch.names]  # 0.mp4 is labelled 0
+
+
+def test_an_epoch_is_taken_up_in_its_middle(files):
+    feed = Feed(files, small_sampler(), labels=range(7), **SETTINGS)
+    assert_same(feed.epoch(2, start=2), list(feed.epoch(2))[2:])
+
+
+def test_ranks_share_each_batch(files):
+    both = [Feed(files, small_sampler(), rank=rank, ranks=2, **SETTINGS | {"batch": 1}) for rank in range(2)]
+    alone = Feed(files, small_sampler(), **SETTINGS)
+    for parts, whole in zip(zip(*(feed.epoch() for feed in both)), alone.epoch(), strict=True):
+        assert [name for part in parts for name in part.names] == whole.names
+        x = torch.cat([part.x for part in parts if part.x is not None])
+        assert torch.equal(x, whole.x)
+
+
+def test_epochs_differ_in_order_and_draws(files):
+    feed = Feed(files[:2], small_sampler(), **SETTINGS)
+    (first,), (second,) = feed.epoch(0), feed.epoch(1)
+    aligned = [second.names.index(name) for name in first.names]
+    assert not torch.equal(first.x, second.x[aligned])
+    orders = {tuple(Feed(files, small_sampler(), **SETTINGS).batches(epoch)[0]) for epoch in range(8)}
+    assert len(orders) > 1
+
+
+def test_draws_are_those_of_the_sampler(files):
+    """A file's generator is made of seed, epoch and number; the rest is `VideoSampler.read`."""
+    (batch,) = Feed(files[:1], small_sampler(), **SETTINGS).epoch(5)
+    generator = np.random.default_rng([3, 5, 0])
+    expected = small_sampler().read(files[0], clip_len=4, num_clips=1, train=True, generator=generator)
+    assert torch.equal(batch.x, expected)
+
+
+def test_evaluation_takes_every_file_once_in_order(files):
+    feed = Feed(files, small_sampler(), batch=3, clip_len=4, num_clips=2, workers=2)
+    batches = list(feed.epoch())
+    assert [name for batch in batches for name in batch.names] == [str(path) for path in files if path != files[3]]
+    assert [len(batch.x) for batch in batches] == [6, 4, 2]
+    ((name, reason),) = [failed for batch in batches for failed in batch.failed]
+    assert name == str(files[3])
+    assert "cut short or damaged" in reason
+    expected = small_sampler().read(files[4], clip_len=4, num_clips=2)
+    assert torch.equal(batches[1].x[:2], expected)
+    assert feed.decoders == {"pyav": 6}
+
+
+def test_a_batch_of_bad_files_is_empty(files, tmp_path):
+    (batch,) = Feed([tmp_path / "none.mp4"], small_sampler(), **SETTINGS).epoch()
+    assert batch.x is None
+    assert batch.names == []
+    assert batch.failed == [(str(tmp_path / "none.mp4"), "no such file")]
+
+
+def test_images(tmp_path):
+    for k, size in enumerate([(300, 280), (40, 60)]):
+        Image.effect_noise(size, 40).convert("RGB").save(tmp_path / f"{k}.png")
+    paths = [tmp_path / "0.png", tmp_path / "1.png"]
+    (batch,) = Feed(paths, ImageSampler(), batch=2).epoch()
+    assert torch.equal(batch.x, ImageSampler()([np.asarray(Image.open(path)) for path in paths]))
+    first, again = (next(Feed(paths, ImageSampler(), batch=2, train=True).epoch(1)).x for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_wrong_settings_are_named(files):
+    with pytest.raises(ValueError, match="no files: got an empty list"):
+        Feed([], small_sampler())
+    with pytest.raises(ValueError, match="labels must be one a file; got 1 for 7 files"):
+        Feed(files, small_sampler(), labels=[1.0])
+    with pytest.raises(ValueError, match=r"rank must be in 0\.\.1; got 2"):
+        Feed(files, small_sampler(), rank=2, ranks=2)
+    with pytest.raises(ValueError, match="training on 9 ranks needs as many files; got 7"):
+        Feed(files, small_sampler(), ranks=9, train=True)
+
+
+def test_ahead_keeps_order_and_bounds():
+    """Twenty jobs of three items, the later ones quicker: in order, never more ahead than allowed, errors their own."""
+    lock, active, most = threading.Lock(), set(), 0
+
+    def produce(job, ticket):
+        nonlocal most
+        with lock:
+            active.add(job)
+            most = max(most, len(active))
+        for k in range(3):
+            time.sleep(0.002 * (job % 3))
+            if job == 7 and k == 1:
+                raise KeyError("seven")
+            yield job, k
+
+    found, ends = [], {}
+    for job, item in ahead(range(20), produce, workers=3, jobs_ahead=4, items_ahead=1):
+        if isinstance(item, Ended):
+            ends[job] = item.error
+            active.discard(job)
+        elif item is not BEGUN:
+            found.append(item)
+    assert found == [(job, k) for job in range(20) for k in range(3) if job != 7 or k < 1]
+    assert [job for job, error in ends.items() if error] == [7]
+    assert most <= 5
+
+
+def test_ahead_ends_its_threads_when_it_is_closed():
+    before = threading.active_count()
+    produced = ahead(range(100), lambda job, ticket: iter([job] * 50), workers=3, jobs_ahead=5, items_ahead=2)
+    next(produced)
+    produced.close()
+    assert threading.active_count() == before
+
+
+def test_a_budget_lets_the_oldest_through_and_holds_the_others():
+    """Four jobs that hold 60 of 100 bytes at a time: one after the other; one that wants 1000 is not stuck."""
+    held, most = 0, 0
+    lock = threading.Lock()
+
+    def produce(job, ticket):
+        nonlocal held, most
+        with ticket.hold(1000 if job == 2 else 60):
+            with lock:
+                held += 1
+                most = max(most, held)
+            time.sleep(0.01)
+            with lock:
+                held -= 1
+            yield job
+
+    items = [item for _, item in ahead(range(5), produce, workers=4, jobs_ahead=5, items_ahead=1, budget_bytes=100)]
+    assert [item for item in items if isinstance(item, int)] == [0, 1, 2, 3, 4]
+    assert most <= 2  # an oldest one may come beside one that holds already
+    assert Budget(5).used == 0
+
+
+def test_the_meter_tells_who_waits():
+    def slow(job, ticket):
+        time.sleep(0.03)
+        yield job
+
+    meter = Meter()
+    for _ in ahead(range(5), slow, workers=1, jobs_ahead=1, items_ahead=1, meter=meter):
+        pass
+    assert meter.share > 0.8
+    meter = Meter()
+    for _, item in ahead(range(5), slow, workers=1, jobs_ahead=2, items_ahead=1, meter=meter):
+        if isinstance(item, int):
+            time.sleep(0.1)
+    assert 0 < meter.share < 0.5
+
+
+def test_the_feed_is_public():
+    assert sama.Feed is Feed

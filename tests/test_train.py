@@ -1,0 +1,283 @@
+"""Training: it learns, it can be killed and gone on with, two ranks are one, and what it is told is checked."""
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+import sama
+from sama import train as training
+from sama.config import Config, Data, Model, Optim, Sampling, Sweep
+from sama.train import configure, make_model, rate, run, train
+
+SAMPLING = Sampling(grid=(2, 2), fragment=(16, 16), clip_len=4, interval=1, num_clips=1)
+MODEL = Model(size="nano", dropout=0.0, drop_path=0.0)
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    """Twelve videos of flat noise, quality its absence; eight are for training, two each for validation and test."""
+    root = tmp_path_factory.mktemp("set")
+    rows = []
+    for k in range(12):
+        rng = np.random.default_rng(k)
+        with av.open(str(root / f"{k}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=25, options={"crf": "1", "preset": "ultrafast"})
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for _ in range(6):
+                picture = np.clip(128 + 3 * 1.3**k * rng.standard_normal((48, 64, 1)), 0, 255).astype(np.uint8)
+                frame = av.VideoFrame.from_ndarray(np.repeat(picture, 3, axis=2), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        split = {3: "val", 8: "val", 5: "test", 10: "test"}.get(k, "train")
+        rows.append({"path": f"{k}.mp4", "mos": 100 - 7 * k, "content": k, "split": split})
+    with open(root / "labels.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return root / "labels.csv"
+
+
+def config(labels, out, **changes) -> Config:
+    optim = {"epochs": 2, "batch": 4, "lr": 1e-3, "backbone_lr": 1.0, "warmup_epochs": 0.5, "ema": 0.5}
+    told = {"data": Data(labels=str(labels)), "model": MODEL, "sampling": SAMPLING, "device": "cpu", "out": str(out)}
+    optim = Optim(**optim | changes.pop("optim", {}))
+    return Config(optim=optim, **told | changes)
+
+
+def weights(out) -> dict[str, torch.Tensor]:
+    saved = torch.load(Path(out) / "last.pt", weights_only=True)
+    return {f"{part}.{name}": tensor for part in ("model", "ema") for name, tensor in saved[part].items()}
+
+
+def assert_equal_weights(a, b, tolerance=0.0):
+    a, b = weights(a), weights(b)
+    assert a.keys() == b.keys()
+    worst = max((a[name] - b[name]).abs().max().item() for name in a)
+    assert worst <= tolerance
+
+
+def test_it_overfits_eight_clips(labels, tmp_path):
+    report = train(
+        config(
+            labels,
+            tmp_path / "run",
+            optim={"epochs": 40, "batch": 8, "ema": 0.0, "lr": 2e-3},
+            data=Data(labels=str(labels), train="train", val="train"),
+        )
+    )
+    assert report["sets"]["val"]["metrics"]["srocc"] == 1
+    assert report["history"][-1]["loss"] < report["history"][0]["loss"] / 4
+
+
+def test_it_leaves_a_model_that_scores(labels, tmp_path):
+    """Checkpoint, calibration, report: all that a user finds in the folder."""
+    out = tmp_path / "run"
+    report = train(config(labels, out))
+    assert report == json.loads((out / "report.json").read_text())
+    assert {name: entry["files"] for name, entry in report["sets"].items()} == {"val": 2, "test": 2}
+    text = (out / "report.md").read_text()
+    assert "| test | 2 | 2 |" in text
+    model = sama.load_model(out / "last.safetensors", "cpu")
+    assert model.metadata["mode"] == "sama"
+    assert model.metadata["grid"] == [2, 2]
+    rows = list(csv.DictReader((out / "predictions-val.csv").open()))
+    for row in rows:
+        result = model.score(row["path"])
+        assert result.score == pytest.approx(float(row["score"]), abs=1e-6)
+        assert result.mos_scale == "labels"
+    mos = [model.score(row["path"]).mos for row in rows]
+    assert mos == pytest.approx([float(row["mos"]) for row in rows], abs=1e-2)  # a line through two points
+    assert {path.name for path in out.iterdir()} >= {
+        "best.safetensors",
+        "last.pt",
+        "scatter.png",
+        "predictions-test.csv",
+    }
+    assert any(path.name.startswith("events.out.tfevents") for path in out.iterdir())
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_others(labels, tmp_path):
+    noisy = {"model": Model(size="nano", dropout=0.5, drop_path=0.2)}
+    state = torch.get_rng_state()
+    for name, seed, workers in (("a", 1, 1), ("b", 1, 3), ("c", 2, 1)):
+        train(config(labels, tmp_path / name, seed=seed, workers=workers, **noisy))
+    assert torch.equal(state, torch.get_rng_state())
+    assert_equal_weights(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(AssertionError):
+        assert_equal_weights(tmp_path / "a", tmp_path / "c")
+
+
+def test_a_killed_run_goes_on_exactly(labels, tmp_path):
+    """Kill -9 in the middle of an epoch, with a checkpoint after every step; then go on."""
+    common = [
+        *("--data.labels", str(labels), "--model.size", "nano", "--sampling.grid", "[2,2]"),
+        *("--sampling.fragment", "[16,16]", "--sampling.clip_len", "4", "--sampling.interval", "1"),
+        *("--sampling.num_clips", "1", "--optim.batch", "2", "--optim.epochs", "3", "--optim.backbone_lr", "1"),
+        *("--device", "cpu", "--checkpoint_minutes", "0", "--workers", "1"),
+    ]
+    command = [sys.executable, "-m", "sama.train", *common]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole = subprocess.run([*command, "--out", str(tmp_path / "whole")], env=env, capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    out = tmp_path / "killed"
+    process = subprocess.Popen([*command, "--out", str(out)], env=env, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (out / "last.pt").exists():
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    assert process.wait() == -signal.SIGKILL
+    saved = torch.load(out / "last.pt", weights_only=True)
+    assert (saved["epoch"], saved["batch"]) < (3, 0)
+    refused = subprocess.run([*command, "--out", str(out)], env=env, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "holds a run already: --resume true goes on with it" in refused.stderr
+    again = subprocess.run([*command, "--out", str(out), "--resume", "true"], env=env, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert_equal_weights(tmp_path / "whole", out)
+
+
+def test_it_is_not_gone_on_with_other_settings(labels, tmp_path):
+    train(config(labels, tmp_path / "run", optim={"epochs": 1}))
+    with pytest.raises(ValueError, match="trained with other settings of optim, seed"):
+        train(config(labels, tmp_path / "run", seed=5, resume=True))
+
+
+def test_two_ranks_are_one(labels, tmp_path):
+    """Same batches, losses over both ranks' parts: the same weights, but for the order of sums."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys; from test_train import config; from sama.train import train\n"
+        "train(config(sys.argv[1], sys.argv[2], optim={'batch': 4, 'epochs': 2}))\n"
+    )
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    for name, command in (("one", [sys.executable]), ("two", launch)):
+        done = subprocess.run(
+            [*command, str(script), str(labels), str(tmp_path / name)], env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert_equal_weights(tmp_path / "one", tmp_path / "two", 2e-4)
+    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
+    assert two["history"][-1]["loss"] == pytest.approx(one["history"][-1]["loss"], abs=1e-3)
+
+
+def test_accumulated_batches_make_one_step(labels, tmp_path):
+    """Two batches of 4, image loss: the mean of their gradients is that of the batch of 8, to which one step leads."""
+    image = {"model": dataclasses.replace(MODEL)}
+    train(config(labels, tmp_path / "a", optim={"batch": 4, "accumulate": 2, "epochs": 1, "rank_weight": 0.0}, **image))
+    saved = torch.load(tmp_path / "a" / "last.pt", weights_only=True)
+    steps = {int(entry["step"]) for entry in saved["optimizer"]["state"].values()}
+    assert steps == {1}
+    assert saved["schedule"]["last_epoch"] == 1
+
+
+def test_files_that_fail_are_named_and_left_out(labels, tmp_path):
+    rows = labels.read_text().splitlines()
+    for name in ("missing.mp4", "damaged.mp4"):
+        rows.append(f"{name},50,9,train")
+    for name in ("damaged.mp4", *(f"{k}.mp4" for k in range(12))):
+        source = labels.parent / (name if name[0].isdigit() else "0.mp4")
+        content = source.read_bytes()
+        (tmp_path / name).write_bytes(content if name[0].isdigit() else content[:200])
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    report = train(config(tmp_path / "labels.csv", tmp_path / "run", optim={"batch": 5}))
+    assert {Path(path).name for path in report["failed"]} == {"missing.mp4", "damaged.mp4"}
+    assert all(math.isfinite(record["loss"]) for record in report["history"])
+    assert "missing.mp4: no such file" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_labels_that_are_no_numbers_are_refused(labels, tmp_path):
+    text = labels.read_text().replace(",93,", ",nan,")
+    assert text != labels.read_text()
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(ValueError, match="line 3"):
+        train(config(tmp_path / "labels.csv", tmp_path / "run"))
+
+
+def test_learning_rate_by_hand():
+    """Ten steps an epoch, 2.5 epochs of warm-up, 30 epochs: at both ends of the warm-up, in the middle, at the end."""
+    published = Config(data=Data(demo="small"))
+    assert rate(0, 10, published) == pytest.approx(1 / 26)
+    assert rate(24, 10, published) == pytest.approx(25 / 26)
+    assert rate(25, 10, published) == 1
+    assert rate(25 + 275 // 5, 10, published) == pytest.approx(0.5 * (1 + math.cos(math.pi / 5)))
+    assert rate(300, 10, published) == 0
+    constant = dataclasses.replace(published, optim=Optim(epochs=50, warmup_epochs=5, schedule="constant"))
+    assert [rate(step, 10, constant) for step in (50, 499)] == [1, 1]
+    assert rate(49, 10, constant) == pytest.approx(50 / 51)
+    without = dataclasses.replace(published, optim=Optim(warmup_epochs=0))
+    assert rate(0, 10, without) == 1
+
+
+def test_averaged_weights_by_hand():
+    """decay 0.75: 0.75 * 4 + 0.25 * 8 = 5; decay 0 copies."""
+    ema, model = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(ema.weight, 4.0)
+    torch.nn.init.constant_(model.weight, 8.0)
+    training.average(ema, model, 0.75)
+    assert ema.weight.item() == 5
+    training.average(ema, model, 0.0)
+    assert ema.weight.item() == 8
+
+
+def test_the_head_learns_at_the_full_rate(labels, tmp_path):
+    told = config(labels, tmp_path, optim={"lr": 2.0, "backbone_lr": 0.1})
+    head, rest = training.parameter_groups(make_model(told), told)
+    assert (head["lr"], rest["lr"]) == (2.0, 0.2)
+    assert len(head["params"]) == 4
+
+
+def test_a_sweep_compares_samplings(labels, tmp_path):
+    told = config(
+        labels,
+        tmp_path / "sweep",
+        sweep=Sweep(samplings=["sama", "resize 1x1 32x32"], seeds=[0, 1]),
+        optim={"epochs": 1},
+    )
+    assert len(run(told)) == 4
+    assert {path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()} == {
+        *("sama-0", "sama-1", "resize-1x1-32x32-0", "resize-1x1-32x32-1")
+    }
+    table = (tmp_path / "sweep" / "sweep.md").read_text()
+    assert "| sama | test | 2 |" in table
+    assert "| resize 1x1 32x32 | val | 2 |" in table
+    with pytest.raises(ValueError, match=r"sweep\.samplings takes"):
+        training.parse_sampling("resize 1x1", told)
+
+
+def test_shipped_configs_are_whole():
+    """Every one is parsed, says at its top what it costs and how it is run, and that command names it."""
+    names = sorted(path.stem for path in training.CONFIGS.glob("*.yaml"))
+    assert "demo" in names
+    for name in names:
+        told = configure(["--config", name])
+        assert isinstance(told, Config)
+        text = (training.CONFIGS / f"{name}.yaml").read_text()
+        assert "Cost: " in text
+        assert "Command: python -m sama.train" in text
+    assert configure([]) == configure(["--config", "demo"])
+    assert configure(["--config=demo", "--optim.epochs", "3"]).optim.epochs == 3
+
+
+def test_what_is_told_wrongly_is_refused(capsys):
+    for arguments in (["--optim.epoch", "3"], ["--optim.epochs", "many"], ["--config", "none.yaml"]):
+        with pytest.raises(SystemExit):
+            configure(["--data.demo", "small", *arguments])
+    with pytest.raises(ValueError, match=r"optim\.epochs must be at least 1; got 0"):
+        Config(data=Data(demo="small"), optim=Optim(epochs=0))
+    with pytest.raises(ValueError, match=r"one of them; got data\.labels='', data\.demo=''"):
+        Config()
