@@ -8,7 +8,7 @@ source photograph.
 
 **Kinds** of degradation are in `KINDS`. Those in `UNSEEN` are in the test split only, so that what a model makes of a
 kind it was not trained on can be told. Strengths are spread over each kind's range by a low-discrepancy sequence: no
-two clips of a kind have the same (those of `mpeg4`, whole numbers, are odd in training and even elsewhere).
+two clips of a kind have the same (whole numbers, as of `mpeg4`, are odd in training and even elsewhere).
 
 **Label.** `mos` in 0..100, higher is better, is measured and not voted: the file as stored is decoded and compared with
 the undegraded frames.
@@ -267,7 +267,8 @@ class Kind:
         """The strength at a place u in [0, 1) of the range."""
         value = self.weakest + u**self.bend * (self.strongest - self.weakest)
         if self.whole:
-            return float(np.clip(2 * round((value - (split == "train")) / 2), 2, 30) + (split == "train"))
+            odd = split == "train"
+            return float(2 * round((value - odd) / 2) + odd)
         return round(value, 3)
 
 
@@ -375,7 +376,7 @@ def _blur_noise(frames, t, content):
 KINDS = {
     "x264": Kind(22, 48, "CRF", lambda f, s, c: _x264(f, s)),
     "x265": Kind(22, 48, "CRF", lambda f, s, c: _x265(f, s)),
-    "mpeg4": Kind(2, 31, "quantiser", lambda f, s, c: _mpeg4(f, s), whole=True),
+    "mpeg4": Kind(2.5, 30.5, "quantiser", lambda f, s, c: _mpeg4(f, s), whole=True),
     "resize": Kind(1.3, 7, "factor", lambda f, s, c: Stream(resize(f, s)), bend=1.3),
     "blur": Kind(0.5, 5, "sigma, pixels", lambda f, s, c: Stream(blur(f, s)), bend=1.6),
     "noise": Kind(2, 32, "sigma, grey levels", lambda f, s, c: Stream(noise(f, s, c)), bend=1.6),
@@ -383,8 +384,8 @@ KINDS = {
     "resize+x264": Kind(0.1, 1, "share of the worst", _resize_x264),
     "noise+x264": Kind(0.05, 1, "share of the worst", _noise_x264),
     "blur+noise": Kind(0.05, 1, "share of the worst", _blur_noise, bend=1.3),
-    "mjpeg": Kind(2, 31, "quantiser", lambda f, s, c: _mjpeg(f, s), whole=True),
-    "vp9": Kind(24, 63, "CRF", lambda f, s, c: _vp9(f, s)),
+    "mjpeg": Kind(2.5, 30.5, "quantiser", lambda f, s, c: _mjpeg(f, s), whole=True),
+    "vp9": Kind(26, 63, "CRF", lambda f, s, c: _vp9(f, s), whole=True),
     "motion-blur": Kind(2, 20, "pixels", lambda f, s, c: Stream(motion_blur(f, s, c)), bend=1.6),
 }
 UNSEEN = ("mjpeg", "vp9", "motion-blur")

@@ -1,0 +1,214 @@
+"""The demo's data: whole or not there, the same every time, no leak between splits, labels that mean what they say."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from skimage.metrics import structural_similarity
+
+from sama import demo
+from sama.decode import open_video
+
+TINY = demo.Settings(("coins", "coffee"), ("blur", "x264", "stutter", "vp9"), versions=3, num_frames=16)
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return demo.make(tmp_path_factory.mktemp("demo") / "set", size=TINY, workers=2)
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return demo.pristine(demo.CONTENTS["coins"], 12)
+
+
+def test_every_clip_is_there_and_decodes(tiny):
+    rows = table(tiny)
+    assert tuple(rows[0]) == demo.COLUMNS
+    assert len({row["path"] for row in rows}) == len(rows) == 2 * (1 + 4 * 3) - 3  # vp9 is in the test split only
+    assert {row["path"] for row in rows} == {f"clips/{path.name}" for path in (tiny.parent / "clips").iterdir()}
+    assert not (tiny.parent / "unfinished").exists()
+    for row in rows:
+        shape = demo.read(str(tiny.parent / row["path"])).shape
+        content = demo.CONTENTS[row["content"]]
+        assert shape == (16, content.height * 3 // 2, content.width)
+        assert 0 <= float(row["mos"]) <= 100
+
+
+def test_labels_fall_with_strength(tiny):
+    rows = table(tiny)
+    for content in TINY.contents:
+        (clean,) = [row for row in rows if row["content"] == content and row["kind"] == "pristine"]
+        assert float(clean["mos"]) > 95
+        for kind in TINY.kinds:
+            of_kind = [row for row in rows if (row["content"], row["kind"]) == (content, kind)]
+            if not of_kind:
+                assert kind in demo.UNSEEN
+                continue
+            mos, strength = ([float(row[name]) for row in of_kind] for name in ("mos", "strength"))
+            assert spearmanr(mos, strength).statistic == pytest.approx(-1)
+            assert max(mos) < float(clean["mos"])
+
+
+def test_made_twice_it_is_the_same(tiny, tmp_path):
+    again = demo.make(tmp_path, size=TINY, workers=1)
+    assert again.read_bytes() == tiny.read_bytes()
+    for row in table(tiny):
+        assert (tmp_path / row["path"]).read_bytes() == (tiny.parent / row["path"]).read_bytes()
+
+
+def test_a_set_that_is_there_is_left_alone(tiny):
+    before = {path: path.stat().st_mtime_ns for path in tiny.parent.rglob("*")}
+    assert demo.make(tiny.parent, size=TINY) == tiny
+    assert {path: path.stat().st_mtime_ns for path in tiny.parent.rglob("*")} == before
+    with pytest.raises(ValueError, match="holds another set"):
+        demo.make(tiny.parent, size="small")
+
+
+def test_an_interrupted_run_leaves_no_labels_and_goes_on(tiny, tmp_path):
+    class StopError(Exception):
+        pass
+
+    def stop(done, total):
+        if done == 15:
+            raise StopError
+
+    with pytest.raises(StopError):
+        demo.make(tmp_path, size=TINY, workers=1, progress=stop)
+    assert not (tmp_path / "labels.csv").exists()
+    kept = [path for path in (tmp_path / "unfinished").glob("co*.json")]
+    assert len(kept) == 1  # the first content is whole, the second was cut off
+    clips = {path: path.stat().st_mtime_ns for path in (tmp_path / "unfinished" / "clips").glob(f"{kept[0].stem}-*")}
+    labels = demo.make(tmp_path, size=TINY, workers=1)
+    assert labels.read_bytes() == tiny.read_bytes()
+    for path, time in clips.items():
+        assert (tmp_path / "clips" / path.name).stat().st_mtime_ns == time
+
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "unfinished" / "settings.json").write_text(json.dumps({"of": "another set"}))
+    (tmp_path / "unfinished" / "coins.json").write_text("[]")
+    assert demo.make(tmp_path, size=TINY, workers=2).read_bytes() == tiny.read_bytes()
+
+
+@pytest.mark.parametrize("size", demo.SIZES)
+def test_splits_share_neither_source_nor_strength(size):
+    settings = demo.SIZES[size]
+    files, strengths = {}, {}
+    for name in settings.contents:
+        content = demo.CONTENTS[name]
+        source = demo.SOURCES[content.source]
+        files.setdefault(source.file, set()).add(content.split)
+        for kind, _, strength in settings.plan(name):
+            strengths.setdefault(kind, {}).setdefault(content.split, []).append(strength)
+    assert all(len(splits) == 1 for splits in files.values())
+    assert {split for splits in files.values() for split in splits} == set(demo.SPLITS)
+    for kind in demo.KINDS:
+        of = strengths[kind]
+        assert set(of) == ({"test"} if kind in demo.UNSEEN else set(demo.SPLITS))
+        for other in ("val", "test"):
+            assert not set(of.get("train", ())) & set(of.get(other, ()))
+
+
+def test_regions_of_a_photograph_do_not_overlap():
+    for source in demo.SOURCES:
+        parts = [content for content in demo.CONTENTS.values() if content.source == source]
+        for n, one in enumerate(parts):
+            for other in parts[:n]:
+                if one.shot != other.shot:
+                    assert one.shot[0] > other.shot[1] or other.shot[0] > one.shot[1]
+                    continue
+                (a, b, c, d), (e, f, g, h) = one.region, other.region
+                assert c <= e or g <= a or d <= f or h <= b
+
+
+def test_unknown_names_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown size 'huge'; known: small, full"):
+        demo.make(tmp_path, size="huge")
+    with pytest.raises(ValueError, match="unknown fog; known: x264"):
+        demo.Settings(("coins",), ("fog",))
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    gone = demo.SOURCES["coins"]._replace(package="no_such_package")
+    monkeypatch.setitem(demo.SOURCES, "coins", gone)
+    with pytest.raises(ImportError, match=r"no_such_package, which is missing: pip install 'sama-vqa\[demo\]'"):
+        demo.make(tmp_path, size=TINY)
+    assert not list(tmp_path.iterdir())
+
+
+def test_frozen_frames_are_registered(frames):
+    held = demo.stutter(frames, 3)
+    assert list(demo.register(demo.luma(frames), demo.luma(held))) == [0, 0, 0, 3, 3, 3, 6, 6, 6, 9, 9, 9]
+    measured = demo.measure(frames, held)
+    assert measured.distortion == 0
+    assert measured.delay == 1  # 0, 1 and 2 frames late
+    noisy = demo.noise(frames, 20, "coins")
+    assert list(demo.register(demo.luma(frames), demo.luma(noisy))) == list(range(12))
+
+
+def test_quality_at_known_points():
+    assert demo.quality(demo.Measured(0, 0), 0.1) == 100
+    half = demo.HALF_DISTORTION * 0.1 / demo.TYPICAL
+    assert demo.quality(demo.Measured(half, 0), 0.1) == pytest.approx(50)
+    assert demo.quality(demo.Measured(half, demo.HALF_DELAY), 0.1) == pytest.approx(25)
+    assert demo.quality(demo.Measured(2 * half, 0), 0.2) == pytest.approx(50)
+
+
+def test_ssim_at_one_scale_is_that_of_scikit_image():
+    """Planes too small for a second scale."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 255, (13, 13)).astype(np.float32)
+    y = x + rng.normal(0, 20, (13, 13)).astype(np.float32)
+    _, full = structural_similarity(x, y, data_range=255, full=True, use_sample_covariance=False)
+    assert demo.ms_ssim(x, y) == pytest.approx(full.mean(), abs=1e-5)
+    assert demo.ms_ssim(x, x) == pytest.approx(1)
+
+
+def test_gmsd_by_hand():
+    """A step of 90 in one column, of which half is lost: magnitudes at half size 45 / 90 beside it, 0 elsewhere."""
+    x = np.zeros((32, 32), np.float32)
+    x[:, 16:] = 90
+    lost = (2 * 90 * 45 + 170) / (90**2 + 45**2 + 170)
+    values = np.ones((16, 16))
+    values[:, 7:9] = lost
+    assert demo.gmsd(x, x / 2) == pytest.approx(values.std(), rel=1e-5)
+    assert demo.gmsd(x, x) == 0
+
+
+def test_noise_blur_and_resize_do_what_they_say(frames):
+    flat = np.full_like(frames, 128)
+    noisy = [demo.split(frame) for frame in demo.noise(flat, 6, "coins")]
+    assert np.std([planes[0] for planes in noisy]) == pytest.approx(6, rel=0.05)
+    assert np.std([planes[1] for planes in noisy]) == pytest.approx(3, rel=0.05)
+    assert not np.array_equal(noisy[0][0], noisy[1][0])
+    for change in (demo.blur, demo.resize, demo.motion_blur):
+        assert np.array_equal(change(flat, 3.0, "coins"), flat)
+        assert np.std(demo.luma(change(frames, 3.0, "coins"))) < np.std(demo.luma(frames))
+
+
+@pytest.mark.parametrize(("length", "expected"), [(1, [0, 1, 0]), (2, [0.25, 0.5, 0.25]), (3, [1 / 3, 1 / 3, 1 / 3])])
+def test_motion_blur_is_a_box_of_its_length(length, expected):
+    frames = np.zeros((1, 48, 32), np.uint8)
+    frames[0, 16, 16] = 240
+    luma = demo.luma(demo.motion_blur(frames, length, "coins"))[0].astype(float)
+    line = luma[16] if luma[16].sum() > luma[:, 16].sum() else luma[:, 16]
+    assert line[15:18] / 240 == pytest.approx(expected)
+
+
+def test_the_package_reads_the_clips(tiny):
+    path = tiny.parent / "clips" / "coins-pristine-0.mp4"
+    with open_video(path) as video:
+        assert video.info.num_frames == 16
+
+
+def test_command_says_what_is_wrong(tiny, capsys):
+    assert demo.main([str(tiny.parent), "--size", "full"]) == 2
+    assert "holds another set" in capsys.readouterr().err
