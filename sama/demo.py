@@ -40,6 +40,7 @@ from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Event, Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -53,7 +54,7 @@ SEARCH = 24
 STEP = 6
 TYPICAL = 0.045
 HALF_DISTORTION, SLOPE = 0.042, 1.3
-HALF_DELAY, SLOPE_DELAY = 2.5, 1.2
+HALF_DELAY, SLOPE_DELAY = 3.0, 1.2
 
 # ---- contents
 
@@ -380,7 +381,7 @@ KINDS = {
     "resize": Kind(1.3, 7, "factor", lambda f, s, c: Stream(resize(f, s)), bend=1.3),
     "blur": Kind(0.5, 5, "sigma, pixels", lambda f, s, c: Stream(blur(f, s)), bend=1.6),
     "noise": Kind(2, 32, "sigma, grey levels", lambda f, s, c: Stream(noise(f, s, c)), bend=1.6),
-    "stutter": Kind(2.5, 16, "frames a picture is held", lambda f, s, c: Stream(stutter(f, s))),
+    "stutter": Kind(1.5, 15, "frames a picture is held", lambda f, s, c: Stream(stutter(f, s)), bend=1.3),
     "resize+x264": Kind(0.1, 1, "share of the worst", _resize_x264),
     "noise+x264": Kind(0.05, 1, "share of the worst", _noise_x264),
     "blur+noise": Kind(0.05, 1, "share of the worst", _blur_noise, bend=1.3),
@@ -631,13 +632,16 @@ def make(folder, *, size: str | Settings = "small", workers: int | None = None, 
 
 
 def _make_contents(settings, folder, workers, total, progress) -> dict[str, list[dict]]:
-    rows, done = {}, 0
+    rows, done, lock, stopped = {}, 0, Lock(), Event()
 
     def tell():
         nonlocal done
-        done += 1
-        if progress:
-            progress(done, total)
+        if stopped.is_set():
+            raise InterruptedError("another content failed")
+        with lock:
+            done += 1
+            if progress:
+                progress(done, total)
 
     with ThreadPoolExecutor(workers) as pool:
         largest_first = sorted(settings.contents, key=lambda n: -CONTENTS[n].width * CONTENTS[n].height)
@@ -646,6 +650,7 @@ def _make_contents(settings, folder, workers, total, progress) -> dict[str, list
             for job in as_completed(jobs):
                 rows[jobs[job]] = job.result()
         except BaseException:
+            stopped.set()
             pool.shutdown(cancel_futures=True)
             raise
     return rows
