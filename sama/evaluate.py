@@ -139,7 +139,7 @@ def evaluate_predictions(
         middle,
         by or "",
         {value: _part(chosen, predictions) for value, chosen in _columns(items, by).items()} if by else {},
-        _within(scored, predictions),
+        within_contents(scored, predictions),
     )
 
 
@@ -167,14 +167,19 @@ def _columns(items: Sequence[Item], by: str) -> dict[str, list[Item]]:
     return dict(sorted(values.items()))
 
 
-def _within(items: Sequence[Item], predictions: Mapping[str, float]) -> tuple[float, int] | None:
+def within_contents(
+    items: Sequence[Item], predictions: Mapping[str, float], *, least: int = WITHIN
+) -> tuple[float, int] | None:
+    """Mean, over contents with `least` scored items or more, of the SROCC of each one's items, and how many contents
+    these are; None where there is none."""
     groups: dict[str, list[Item]] = {}
     for item in items:
-        groups.setdefault(item.group, []).append(item)
+        if item.path in predictions:
+            groups.setdefault(item.group, []).append(item)
     values = [
         metrics([predictions[item.path] for item in group], [item.mos for item in group]).srocc
         for group in groups.values()
-        if len(group) >= WITHIN
+        if len(group) >= least
     ]
     values = [value for value in values if not math.isnan(value)]
     return (float(np.mean(values)), len(values)) if values else None
@@ -417,14 +422,15 @@ def write_report(evaluation: Evaluation, folder: str | os.PathLike):
 
 def report(evaluation: Evaluation) -> dict[str, Any]:
     """Everything in an evaluation as JSON can hold it; what does not exist (NaN) is null."""
-    return _plain(asdict(evaluation))
+    return plain(asdict(evaluation))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Data as JSON can hold it: NaN becomes None, tuples lists."""
     if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

@@ -1,4 +1,4 @@
-"""What a person sees of training: progress, TensorBoard scalars, and a report in Markdown, JSON and a picture."""
+"""What a person sees of training: progress, TensorBoard scalars, and reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sama.data import Item
-from sama.metrics import Metrics, bootstrap, fitted_metrics, metrics, published_best
+from sama.metrics import Metrics, metrics, published_best
 from sama.score import replace_file
 
 if TYPE_CHECKING:
@@ -109,25 +109,29 @@ class Log:
         return {"val": result}
 
     def report(self, history: list[dict[str, Any]], finals: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-        """Write report.json, report.md, predictions.csv and scatter.png; the content of the first."""
+        """Write report.json and report.md, and each set's own report in its folder; the content of the first."""
+        from sama.evaluate import plain, write_report
+
         self.board.close()
         validated = [Metrics(**record["val"]) for record in history if "val" in record]
-        sets = {name: summary(scored, self.sets[name], self.config.seed) for name, scored in finals.items()}
-        content = {
-            "config": json.loads(json.dumps(asdict(self.config))),
-            "sets": sets,
-            "published_best_epoch_rule": asdict(published_best(validated)) if validated else None,
-            "history": history,
-            "failed": self.failed,
-        }
-        replace_file(self.out / "report.json", json.dumps(content, indent=1).encode())
-        replace_file(self.out / "report.md", markdown(content).encode())
+        sets = {}
         for name, scored in finals.items():
-            labelled = ((score, self.sets[name][number]) for number, score in scored["scores"].items())
-            lines = [f"{score!r},{item.mos!r},{item.path}" for score, item in labelled]
-            replace_file(self.out / f"predictions-{name}.csv", "\n".join(["score,mos,path", *lines, ""]).encode())
-        scatter(self.out / "scatter.png", {name: pairs(scored, self.sets[name]) for name, scored in finals.items()})
-        print(f"{self.out / 'report.md'}", file=sys.stderr)
+            evaluation = evaluate(scored, self.sets[name], f"{self.out.name}: {name}", self.config.seed)
+            write_report(evaluation, self.out / name)
+            sets[name] = summary(evaluation, self.sets[name])
+        best = asdict(published_best(validated)) if validated else None
+        content = plain(
+            {
+                "config": asdict(self.config),
+                "sets": sets,
+                "published_best_epoch_rule": best,
+                "history": history,
+                "failed": self.failed,
+            }
+        )
+        replace_file(self.out / "report.json", json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+        replace_file(self.out / "report.md", markdown(content).encode())
+        print(f"report: {self.out / 'report.md'}", file=sys.stderr)
         return content
 
     def _note(self, failed: Sequence[tuple[str, str]]):
@@ -148,106 +152,97 @@ def pairs(scored: dict[str, Any], items: Sequence[Item]) -> tuple[list[float], l
     return list(scored["scores"].values()), [items[number].mos for number in scored["scores"]]
 
 
-def summary(scored: dict[str, Any], items: Sequence[Item], seed: int) -> dict[str, Any]:
-    """Everything that is said of the scores of a set: metrics with intervals over contents, with a logistic fit, and,
-    where contents have several files, how well files are ordered within a content, over all and for each `kind`."""
-    predictions, labels = pairs(scored, items)
-    kept = [items[number] for number in scored["scores"]]
-    groups = [item.group for item in kept]
-    result = {
-        "files": len(kept),
-        "contents": len(set(groups)),
-        "failed": len(scored["failed"]),
-        "metrics": asdict(metrics(predictions, labels)),
-        "fitted": asdict(fitted_metrics(predictions, labels)),
-        "intervals": bootstrap(predictions, labels, seed=seed, groups=groups) if kept else {},
+def evaluate(scored: dict[str, Any], items: Sequence[Item], title: str, seed: int):
+    """The scores of a set as `sama.evaluate.Evaluation`."""
+    from sama.evaluate import evaluate_predictions
+
+    predictions = {items[number].path: score for number, score in scored["scores"].items()}
+    by = "kind" if any("kind" in item.extra for item in items) else None
+    return evaluate_predictions(items, predictions, failed=dict(scored["failed"]), by=by, seed=seed, title=title)
+
+
+def summary(evaluation, items: Sequence[Item]) -> dict[str, Any]:
+    """What the report of a run says of a set. kinds: for each value of the column `kind`, how well its files are
+    ordered within a content, the content's pristine version among them."""
+    from sama.evaluate import within_contents
+
+    predictions = dict(zip(evaluation.paths, evaluation.prediction))
+    kinds = sorted({item.extra.get("kind", "") for item in items} - {"", "pristine"})
+    found = {}
+    for kind in kinds:
+        chosen = [item for item in items if item.extra.get("kind") in (kind, "pristine")]
+        within = within_contents(chosen, predictions, least=2)
+        found[kind] = {
+            "files": sum(item.extra["kind"] == kind for item in chosen),
+            "srocc": within[0] if within else None,
+        }
+    return {
+        "files": len(evaluation.paths),
+        "contents": len({item.group for item in items if item.path in predictions}),
+        "failed": len(evaluation.failed),
+        "metrics": asdict(evaluation.all.plain),
+        "fitted": asdict(evaluation.all.fitted),
+        "intervals": evaluation.intervals,
+        "within": evaluation.within and {"srocc": evaluation.within[0], "contents": evaluation.within[1]},
+        "kinds": found,
     }
-    if len(kept) >= 3 * len(set(groups)):
-        result["within content"] = within(predictions, kept)
-        kinds = sorted({item.extra.get("kind", "") for item in kept} - {"", "pristine"})
-        if kinds:
-            result["kinds"] = {
-                kind: within(predictions, kept, {kind, "pristine"})
-                | {"files": sum(item.extra["kind"] == kind for item in kept)}
-                for kind in kinds
-            }
-    return result
-
-
-def within(predictions: Sequence[float], items: Sequence[Item], kinds: set[str] | None = None) -> dict[str, Any]:
-    """Mean over contents of the SROCC of each one's files, of some kinds: {"srocc", "contents"}."""
-    by_group = defaultdict(list)
-    for prediction, item in zip(predictions, items):
-        if kinds is None or item.extra["kind"] in kinds:
-            by_group[item.group].append((prediction, item.mos))
-    values = [metrics(*zip(*group)).srocc for group in by_group.values() if len(group) >= 3]
-    values = [value for value in values if value == value]
-    return {"srocc": float(np.mean(values)) if values else math.nan, "contents": len(values)}
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report for a reader."""
+    """The report of a run for a reader."""
     config, history = report["config"], report["history"]
     sampling, optim = config["sampling"], config["optim"]
     size = "x".join(str(g * f) for g, f in zip(sampling["grid"], sampling["fragment"]))
+    rate, waiting = (np.mean([record[key] for record in history]) for key in ("clips_per_second", "waiting"))
     lines = [
         f"# {config['model']['size']} {config['model']['kind']} model, {sampling['mode']}, {size}",
         "",
-        f"{optim['epochs']} epochs, batch {optim['batch']}, seed {config['seed']}; "
-        f"{np.mean([record['clips_per_second'] for record in history]):.2f} clips/s in training, "
-        f"{np.mean([record['waiting'] for record in history]):.0%} of the time waiting for data.",
+        f"{optim['epochs']} epochs, batch {optim['batch']}, seed {config['seed']}; {rate:.2f} clips/s in training, "
+        f"{waiting:.0%} of the time waiting for data.",
         "",
-        "| set, last epoch | files | contents | SROCC (95 % over contents) | PLCC | KROCC | RMSE | PLCC, RMSE fitted |",
+        "| set, last epoch | files | contents | SROCC (95 % over contents) | PLCC | KROCC | RMSE | within a content |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, entry in report["sets"].items():
-        m, fit, (low, high) = entry["metrics"], entry["fitted"], entry["intervals"].get("srocc", (math.nan, math.nan))
+        m, (low, high), within = entry["metrics"], entry["intervals"]["srocc"], entry["within"]
+        interval = f" ({low:.3f} to {high:.3f})" if low is not None else ""
         lines.append(
-            f"| {name} | {entry['files']} | {entry['contents']} | {m['srocc']:.4f} ({low:.3f} to {high:.3f}) | "
-            f"{m['plcc']:.4f} | {m['krocc']:.4f} | {m['rmse']:.3f} | {fit['plcc']:.4f}, {fit['rmse']:.3f} |"
+            f"| [{name}]({name}/report.md) | {entry['files']} | {entry['contents']} | {number(m['srocc'])}{interval} | "
+            f"{number(m['plcc'])} | {number(m['krocc'])} | {number(m['rmse'])} | "
+            f"{number(within['srocc']) if within else ''} |"
         )
     best = report["published_best_epoch_rule"]
     if best:
+        said = ", ".join(f"{name.upper()} {number(value)}" for name, value in best.items())
         lines += [
             "",
-            "Best epoch on the validation set, each metric on its own, as published results are (it flatters): "
-            f"{Metrics(**best)}.",
+            "Best epoch on the validation set, each metric on its own, as published results are (it flatters):",
         ]
+        lines += [f"{said}."]
     for name, entry in report["sets"].items():
-        if "within content" in entry:
-            whole = entry["within content"]
-            lines += ["", f"## Order within a content: {name}", ""]
-            lines += [f"Mean SROCC over {whole['contents']} contents: {whole['srocc']:.3f}."]
-            if "kinds" in entry:
-                lines += ["", "| kind | files | SROCC within a content |", "|---|---|---|"]
-                lines += [f"| {kind} | {k['files']} | {k['srocc']:.3f} |" for kind, k in entry["kinds"].items()]
+        if entry["kinds"]:
+            lines += [
+                "",
+                f"## {name}: order within a content, by kind",
+                "",
+                "| kind | files | mean SROCC |",
+                "|---|---|---|",
+            ]
+            lines += [f"| {kind} | {k['files']} | {number(k['srocc'])} |" for kind, k in entry["kinds"].items()]
     if report["failed"]:
         lines += ["", "## Left out", ""] + [f"- {path}: {reason}" for path, reason in report["failed"].items()]
-    return "\n".join([*lines, "", "![predictions and labels](scatter.png)", ""])
+    return "\n".join([*lines, ""])
 
 
-def scatter(path: Path, sets: Mapping[str, tuple[Sequence[float], Sequence[float]]]):
-    """Scores against labels, a panel a set."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.2 * max(1, len(sets)), 4), layout="constrained")
-    axes = figure.subplots(1, max(1, len(sets)), squeeze=False)[0]
-    for axis, (name, (scores, labels)) in zip(axes, sets.items()):
-        axis.scatter(scores, labels, s=9, alpha=0.6, color="#1670a8", linewidths=0)
-        axis.set_xlabel("score")
-        axis.set_ylabel("label")
-        axis.set_title(f"{name}: SROCC {metrics(scores, labels).srocc:.3f}", fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+def number(value: float | None) -> str:
+    """A metric in a table; nothing where it does not exist."""
+    return "" if value is None else f"{value:.4g}"
 
 
 def write_sweep(out: Path, names: Sequence[dict[str, Any]], reports: Sequence[dict[str, Any]]):
     """The runs of a sweep in `sweep.json` and `sweep.md`: for each sampling the mean over runs, a 95 % interval of the
     mean (Student's t) and, as the protocol has it, the median over splits."""
-    runs = [
-        name | {"sets": {key: {k: v for k, v in entry.items() if k != "intervals"} for key, entry in r["sets"].items()}}
-        for name, r in zip(names, reports)
-    ]
+    runs = [name | {"sets": r["sets"]} for name, r in zip(names, reports)]
     replace_file(out / "sweep.json", json.dumps(runs, indent=1).encode())
     groups = defaultdict(list)
     for run in runs:
@@ -258,21 +253,27 @@ def write_sweep(out: Path, names: Sequence[dict[str, Any]], reports: Sequence[di
         "|---|---|---|---|---|---|---|",
     ]
     for (sampling, key), entries in groups.items():
-        srocc = [entry["metrics"]["srocc"] for entry in entries]
-        plcc = [entry["metrics"]["plcc"] for entry in entries]
-        inner = [entry["within content"]["srocc"] for entry in entries if "within content" in entry]
+        srocc, plcc = ([entry["metrics"][metric] for entry in entries] for metric in ("srocc", "plcc"))
+        inner = [entry["within"]["srocc"] for entry in entries if entry["within"]]
         lines.append(
-            f"| {sampling} | {key} | {len(entries)} | {mean_interval(srocc)} | {np.median(srocc):.4f} | "
-            f"{np.median(plcc):.4f} | {mean_interval(inner) if inner else ''} |"
+            f"| {sampling} | {key} | {len(entries)} | {mean_interval(srocc)} | {number(median(srocc))} | "
+            f"{number(median(plcc))} | {mean_interval(inner)} |"
         )
     replace_file(out / "sweep.md", "\n".join([*lines, ""]).encode())
     print(out / "sweep.md", file=sys.stderr)
 
 
-def mean_interval(values: Sequence[float]) -> str:
-    """Mean and its 95 % interval (Student's t); of one value, itself."""
+def median(values: Sequence[float | None]) -> float | None:
+    """None where one of them does not exist."""
+    return None if None in values else float(np.median(values))
+
+
+def mean_interval(values: Sequence[float | None]) -> str:
+    """Mean and its 95 % interval (Student's t); of one value, itself; nothing where one does not exist."""
     from scipy import stats
 
+    if None in values or not values:
+        return ""
     mean = float(np.mean(values))
     if len(values) < 2:
         return f"{mean:.4f}"

@@ -441,7 +441,7 @@ def configure(arguments: Sequence[str]) -> Config:
             shipped = str(CONFIGS / f"{name}.yaml")
             arguments[k] = f"--config={shipped}" if argument.startswith("--config=") else shipped
     main = parser()
-    told = main.instantiate_classes(main.parse_args(arguments))
+    told = main.instantiate(main.parse_args(arguments))
     return Config(**{field.name: told[field.name] for field in dataclasses.fields(Config)})
 
 
