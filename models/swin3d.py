@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from math import prod
 from typing import Literal
 
@@ -148,53 +149,61 @@ def attend(qkv: Tensor, bias: Tensor) -> Tensor:
     """
     n, w, length, _, heads, d = qkv.shape
     bias = bias.to(qkv.dtype)
+    if bias.requires_grad and bias.device.type == "cpu" and not torch.compiler.is_compiling():
+        by_bias = qkv.reshape(-1, len(bias), *qkv.shape[2:])
+        return _TrainableBias.apply(by_bias, bias).reshape(n, w, length, heads * d)
     if n == 1 and not bias.requires_grad:
-        q, k, v = qkv[0].permute(2, 0, 3, 1, 4)  # [W, heads, L, D], nothing copied
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).reshape(1, w, length, heads * d)
+        return _attend_one(qkv[0], bias)[None]
     q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).reshape(3, n, w * heads, length, d)
     bias = bias.expand(w, -1, -1, -1).reshape(1, w * heads, length, length)
-    if bias.requires_grad and bias.device.type == "cpu" and not torch.compiler.is_compiling():
-        out = _TrainableBias.apply(q, k, v, bias)
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(n, -1, -1, -1))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(n, -1, -1, -1))
     return out.unflatten(1, (w, heads)).transpose(2, 3).reshape(n, w, length, heads * d)
 
 
-class _TrainableBias(torch.autograd.Function):
-    """Scaled dot-product attention whose bias gets a gradient, for the CPU, where PyTorch's own would keep all logits.
+def _attend_one(qkv: Tensor, bias: Tensor) -> Tensor:
+    """`attend` for `[W, L, 3, heads, D]`; nothing is copied."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [W, heads, L, D]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
 
-    `softmax(q k' / sqrt(D) + bias) v` with `q, k, v` `[n, m, L, D]` and `bias` `[1, m, L, L]`. The backward pass
-    computes the logits again, some of the `m` at a time.
+
+class _TrainableBias(torch.autograd.Function):
+    """`attend` with a gradient for the bias `[W, heads, L, L]`, for the CPU, where PyTorch's would keep all logits.
+
+    The backward pass computes the logits again, a head of some windows at a time.
     """
 
-    LOGITS = 2**22  # at a time
+    LOGITS = 2**20  # at a time, so that they stay in the processor's cache
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.detach().expand(len(q), -1, -1, -1))
-        ctx.save_for_backward(q, k, v, bias, out)
-        return out
+    def forward(ctx, qkv: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(qkv, bias)
+        bias = bias.detach()  # of one that wants a gradient PyTorch would keep the logits
+        return torch.stack([_attend_one(one, bias) for one in qkv])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
-        saved = (*ctx.saved_tensors, grad)
-        scale = grad.shape[-1] ** -0.5
-        step = max(1, _TrainableBias.LOGITS // (len(grad) * grad.shape[2] ** 2))
-        dtype = torch.promote_types(grad.dtype, torch.float32)
-        parts = []
-        for group in zip(*(t.split(step, 1) for t in saved)):
-            q, k, v, bias, out, do = (t.to(dtype) for t in group)
-            p = (scale * q @ k.transpose(2, 3)).add_(bias).softmax(-1)
-            ds = (do @ v.transpose(2, 3)).sub_((do * out).sum(-1, keepdim=True)).mul_(p)
-            gradients = (
-                ds @ (scale * k),
-                ds.transpose(2, 3) @ (scale * q),
-                p.transpose(2, 3) @ do,
-                ds.sum(0, keepdim=True),
-            )
-            parts.append([g.to(grad.dtype) for g in gradients])
-        return tuple(torch.cat(part, 1) for part in zip(*parts))
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        qkv, bias = ctx.saved_tensors
+        n, windows, length, _, heads, d = qkv.shape
+        grad = grad.unflatten(-1, (heads, d))
+        dtype = torch.promote_types(qkv.dtype, torch.float32)
+        dqkv = torch.empty_like(qkv)
+        dbias = torch.zeros_like(bias, dtype=dtype)
+        samples = max(1, min(n, _TrainableBias.LOGITS // length**2))
+        step = max(1, _TrainableBias.LOGITS // (samples * length**2))
+        for some in zip(*(t.split(samples) for t in (qkv, dqkv, grad))):
+            for first, h in product(range(0, windows, step), range(heads)):
+                here = slice(first, first + step)
+                part, to, do = (t[:, here, ..., h, :] for t in some)
+                q, k, v = part.to(dtype).unbind(3)  # [samples, step, L, D]
+                q, do = q * d**-0.5, do.to(dtype)
+                p = (q @ k.mT).add_(bias[here, h]).softmax(-1)
+                ds = torch._softmax_backward_data(do @ v.mT, p, -1, dtype)
+                dbias[here, h] += ds.sum(0)
+                to[..., 0, :] = (ds @ k).mul_(d**-0.5)
+                to[..., 1, :] = ds.mT @ q
+                to[..., 2, :] = p.mT @ do
+        return dqkv, dbias.to(bias.dtype)
 
 
 class Attention(nn.Module):
@@ -224,12 +233,11 @@ class Attention(nn.Module):
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         if not seam:
             return self.proj(attend(qkv.flatten(0, 1), bias).unflatten(0, x.shape[:2]))
-        last = qkv[:, -1]
-        out = torch.cat(
-            [attend(last[:, :, :seam], bias[..., :seam, :seam]), attend(last[:, :, seam:], bias[..., seam:, seam:])], 2
-        )[:, None]
-        if x.shape[1] > 1:
-            before = qkv[:, :-1]
+        before, last = qkv.split([x.shape[1] - 1, 1], 1)
+        start, end = last.flatten(0, 1).split([seam, x.shape[3] - seam], 2)
+        parts = attend(start, bias[..., :seam, :seam]), attend(end, bias[..., seam:, seam:])
+        out = torch.cat(parts, 2)[:, None]
+        if before.shape[1]:
             out = torch.cat([attend(before.flatten(0, 1), bias).unflatten(0, before.shape[:2]), out], 1)
         return self.proj(out)
 
@@ -258,20 +266,21 @@ class Attention(nn.Module):
         wt, space = windows.window[0], windows.window[1] * windows.window[2]
 
         def pairs(table: Tensor) -> Tensor:
-            return table[index].permute(2, 0, 1).reshape(-1, wt, space, wt, space)  # [heads, wt, S, wt, S]
+            return table.t()[:, index].view(-1, wt, space, wt, space)  # [heads, wt, S, wt, S]
 
-        bias = pairs(self.relative_position_bias_table)[None]
+        bias = relative = pairs(self.relative_position_bias_table)[None]
         if self.fragment_position_bias_table is not None:
+            fragment = pairs(self.fragment_position_bias_table)[None]
             g = windows.fragment_distance(grid, device)[:, None, None, :, None, :].to(bias.dtype)
-            bias = g * bias + (1 - g) * pairs(self.fragment_position_bias_table)
+            bias = torch.addcmul(fragment, g, relative - fragment)  # g * relative + (1 - g) * fragment
         if self.scale_bias_table is not None:
             t = torch.arange(wt, device=device)
-            step = self.scale_bias_table[t[:, None] - t + WINDOW[0] - 1]  # [wt, wt, heads]
-            bias = bias + step.permute(2, 0, 1)[None, :, :, None, :, None]
+            step = self.scale_bias_table.t()[:, t[:, None] - t + WINDOW[0] - 1]  # [heads, wt, wt]
+            bias = bias + step[None, :, :, None, :, None]
         apart = windows.apart(device)
         if apart is not None:
             bias = bias + MASKED * apart[:, None, None, :, None, :]
-        return bias.reshape(-1, self.heads, wt * space, wt * space).contiguous()
+        return bias.reshape(-1, self.heads, wt * space, wt * space)
 
 
 class ScaleExcitation(nn.Module):

@@ -240,13 +240,20 @@ def test_checkpointing_gives_the_same_gradients():
         torch.testing.assert_close(got, expected[name], msg=name)
 
 
-def test_bias_gradients(monkeypatch):
-    monkeypatch.setattr(swin3d._TrainableBias, "LOGITS", 300)
-    q, k, v, grad = (clip(2, 6, 10, 4, seed=i, dtype=torch.float64).requires_grad_() for i in range(4))
-    bias = clip(1, 6, 10, 10, seed=4, dtype=torch.float64).requires_grad_()
-    got = torch.autograd.grad(swin3d._TrainableBias.apply(q, k, v, bias), (q, k, v, bias), grad)
-    plain = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(2, -1, -1, -1))
-    for a, b in zip(got, torch.autograd.grad(plain, (q, k, v, bias), grad)):
+@pytest.mark.parametrize("biases", [6, 1])
+@pytest.mark.parametrize("logits", [300, 10**3, 2**20])
+def test_bias_gradients(logits, biases, monkeypatch):
+    """Against the formula written out, with the logits in pieces of some samples, of some windows, and in one."""
+    monkeypatch.setattr(swin3d._TrainableBias, "LOGITS", logits)
+    qkv = clip(5, 6, 10, 3, 2, 4, dtype=torch.float64).requires_grad_()
+    bias = clip(biases, 2, 10, 10, seed=1, dtype=torch.float64).requires_grad_()
+    grad = clip(5, 6, 10, 8, seed=2, dtype=torch.float64)
+    q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)
+    expected = ((q @ k.mT / 2 + bias).softmax(-1) @ v).transpose(2, 3).flatten(3)
+    got = swin3d.attend(qkv, bias)
+    assert "_TrainableBias" in str((got.grad_fn, got.grad_fn.next_functions))
+    torch.testing.assert_close(got, expected)
+    for a, b in zip(torch.autograd.grad(got, (qkv, bias), grad), torch.autograd.grad(expected, (qkv, bias), grad)):
         torch.testing.assert_close(a, b)
 
 
