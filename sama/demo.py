@@ -1,6 +1,7 @@
-"""A labelled set of videos that needs no download: photographs and clips that packages ship, degraded by real codecs.
+"""A labelled set of videos or images that needs no download: photographs and clips that packages ship, degraded by
+real codecs.
 
-    python -m sama.demo FOLDER [--size full]
+    python -m sama.demo FOLDER [--size full] [--images]
 
 **Contents.** A photograph becomes a clip through a camera that pans, zooms and shakes a little; clips are taken as they
 are. None is enlarged by more than a tenth, so the undegraded versions are sharp. `train`, `val` and `test` share no
@@ -23,7 +24,8 @@ the undegraded frames.
 4. *Scale.* `mos = 100 / (1 + (d / HALF_DISTORTION) ** SLOPE) / (1 + (delay / HALF_DELAY) ** SLOPE_DELAY)`.
 
 Videos are 8-bit 4:2:0 mp4, BT.709 limited range, 30 frames a second. Where the degradation is a codec the file is that
-codec's stream, else H.264 with CRF 10.
+codec's stream, else H.264 with CRF 10. Images are single frames of the same contents, several of each, with
+`IMAGE_KINDS` in place of `KINDS`: PNG, or the JPEG or WebP file that is the degradation.
 """
 
 from __future__ import annotations
@@ -34,14 +36,14 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Lock
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -51,7 +53,7 @@ COLUMNS = ("path", "mos", "content", "kind", "strength", "split")
 SPLITS = ("train", "val", "test")
 
 SEARCH = 24
-STEP = 6
+STEP = 7
 TYPICAL = 0.045
 HALF_DISTORTION, SLOPE = 0.042, 1.3
 HALF_DELAY, SLOPE_DELAY = 3.0, 1.2
@@ -247,14 +249,14 @@ class Stream(NamedTuple):
 
     frames: np.ndarray
     codec: str = "libx264"
-    options: dict = {"preset": "veryfast", "crf": "10"}  # noqa: RUF012
+    options: dict = {"preset": "ultrafast", "crf": "10"}  # noqa: RUF012
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A degradation: its range from hardly visible to awful and its unit.
+    """A degradation: its range from hardly visible to awful, its unit, and `apply(frames, strength, content name)`.
 
-    whole: strengths are whole numbers. bend: above 1, more of the strengths are weak ones.
+    whole: strengths are whole numbers. bend: above 1 more of the strengths are weak ones, below 1 more strong ones.
     """
 
     weakest: float
@@ -276,7 +278,7 @@ class Kind:
 def blur(frames, sigma, content=""):
     from scipy.ndimage import gaussian_filter
 
-    return _each_plane(frames, lambda plane, n: gaussian_filter(plane, sigma / (2 if n else 1), truncate=3))
+    return _each_plane(frames, lambda plane, n: gaussian_filter(plane.astype(np.float32), sigma / (2 if n else 1), truncate=3))
 
 
 def motion_blur(frames, length, content):
@@ -331,7 +333,7 @@ def _each_plane(frames, change):
 
 
 def _x264(frames, crf):
-    return Stream(frames, "libx264", {"preset": "medium", "crf": f"{crf:.3f}"})
+    return Stream(frames, "libx264", {"preset": "veryfast", "crf": f"{crf:.3f}"})
 
 
 def _x265(frames, crf):
@@ -369,6 +371,19 @@ def _noise_x264(frames, t, content):
     return _x264(noise(frames, 2 + 25 * a, content), 18 + 22 * b)
 
 
+def _jpeg(frames, strength):
+    return Stream(frames, "jpeg", {"quality": 100 - int(strength)})
+
+
+def _webp(frames, strength):
+    return Stream(frames, "webp", {"quality": 100 - int(strength)})
+
+
+def _resize_jpeg(frames, t, content):
+    a, b = t * _shares(content, "resize+jpeg")
+    return _jpeg(resize(frames, 1 + 3.5 * a), 10 + 80 * b)
+
+
 def _blur_noise(frames, t, content):
     a, b = t * _shares(content, "blur+noise")
     return Stream(noise(blur(frames, 0.4 + 3 * a), 1 + 18 * b, content))
@@ -389,8 +404,14 @@ KINDS = {
     "vp9": Kind(26, 63, "CRF", lambda f, s, c: _vp9(f, s), whole=True),
     "motion-blur": Kind(2, 20, "pixels", lambda f, s, c: Stream(motion_blur(f, s, c)), bend=1.6),
 }
-UNSEEN = ("mjpeg", "vp9", "motion-blur")
-SEEN = tuple(kind for kind in KINDS if kind not in UNSEEN)
+IMAGE_KINDS = {
+    "jpeg": Kind(15, 97, "100 - quality", lambda f, s, c: _jpeg(f, s), whole=True, bend=0.6),
+    **{kind: KINDS[kind] for kind in ("resize", "blur", "noise")},
+    "resize+jpeg": Kind(0.1, 1, "share of the worst", _resize_jpeg),
+    **{kind: KINDS[kind] for kind in ("blur+noise", "motion-blur")},
+    "webp": Kind(15, 100, "100 - quality", lambda f, s, c: _webp(f, s), whole=True, bend=0.6),
+}
+UNSEEN = ("mjpeg", "vp9", "motion-blur", "webp")
 
 # ---- files
 
@@ -440,6 +461,27 @@ def transcode(frames: np.ndarray, codec: str, options: dict) -> np.ndarray:
     write(buffer, Stream(frames, codec, options), "matroska")
     buffer.seek(0)
     return read(buffer)
+
+
+def write_image(path: Path, stream: Stream):
+    """The first frame as a JPEG or WebP file where that is the degradation, else PNG."""
+    import av
+    from PIL import Image
+
+    frame = av.VideoFrame.from_ndarray(stream.frames[0], format="yuv420p")
+    rgb = frame.reformat(format="rgb24", src_colorspace="ITU709", src_color_range="MPEG").to_ndarray()
+    lossy = stream.codec in ("jpeg", "webp")
+    Image.fromarray(rgb).save(path, stream.codec if lossy else "png", **(stream.options if lossy else {}))
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image as one frame in I420, uint8 [1, H * 3/2, W]."""
+    import av
+    from PIL import Image
+
+    with Image.open(path) as image:
+        frame = av.VideoFrame.from_image(image.convert("RGB"))
+    return frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG").to_ndarray()[None]
 
 
 # ---- labels
@@ -538,7 +580,7 @@ def measure(reference: np.ndarray, shown: np.ndarray) -> Measured:
         raise ValueError(f"frames {shown.shape} are compared with {reference.shape}")
     matches = register(reference, shown)
     delay = float(np.abs(matches - np.arange(len(matches))).mean())
-    chosen = range(STEP // 2, len(shown), STEP)
+    chosen = range(min(STEP // 2, len(shown) - 1), len(shown), STEP)
     return Measured(float(np.mean([distortion(reference[matches[t]], shown[t]) for t in chosen])), delay)
 
 
@@ -554,30 +596,57 @@ def quality(measured: Measured, anchor: float) -> float:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a set holds. versions: of each kind; extra: versions more of the first so many kinds, in turns."""
+    """What a set holds.
+
+    kinds: of degradation, all of them by default. versions: strengths of each kind for each content. num_frames: of a
+    clip. images: single frames of each content, this many, in place of clips; 0 for clips
+    """
 
     contents: tuple[str, ...]
-    kinds: tuple[str, ...] = tuple(KINDS)
+    kinds: tuple[str, ...] = ()
     versions: int = 1
     num_frames: int = 64
+    images: int = 0
     version: int = field(default=VERSION, init=False)
 
     def __post_init__(self):
-        for given, known in ((self.contents, CONTENTS), (self.kinds, KINDS)):
+        kinds = IMAGE_KINDS if self.images else KINDS
+        if not self.kinds:
+            object.__setattr__(self, "kinds", tuple(kinds))
+        for given, known in ((self.contents, CONTENTS), (self.kinds, kinds)):
             if unknown := [name for name in given if name not in known]:
                 raise ValueError(f"unknown {', '.join(unknown)}; known: {', '.join(known)}")
 
-    def plan(self, content: str) -> Iterator[tuple[str, int, float]]:
-        """(kind, number, strength) of every version of a content."""
-        split = CONTENTS[content].split
-        yield "pristine", 0, 0.0
-        for kind in self.kinds:
-            if kind in UNSEEN and split != "test":
-                continue
-            place = list(CONTENTS).index(content) * 0.6180339887 + list(KINDS).index(kind) * 0.7548776662
-            for number in range(self.versions):
-                u = (number + place % 1) / self.versions
-                yield kind, number, KINDS[kind].strength(u, split)
+    @property
+    def folder(self) -> str:
+        return "images" if self.images else "clips"
+
+    def plan(self, content: str) -> list[Version]:
+        """Every version of a content, each of its images in turn."""
+        kinds = IMAGE_KINDS if self.images else KINDS
+        split, first = CONTENTS[content].split, list(CONTENTS).index(content)
+        versions = []
+        for view in range(self.images or 1):
+            name = f"{content}-{view}" if self.images else content
+            versions.append(Version(name, view, "pristine", 0, 0.0))
+            for kind in self.kinds:
+                if kind in UNSEEN and split != "test":
+                    continue
+                place = (first + view * len(CONTENTS)) * 0.6180339887 + list(kinds).index(kind) * 0.7548776662
+                for number in range(self.versions):
+                    strength = kinds[kind].strength((number + place % 1) / self.versions, split)
+                    versions.append(Version(name, view, kind, number, strength))
+        return versions
+
+
+class Version(NamedTuple):
+    """A file of the set. name: of the content, with the number of the image. number: among those of its kind."""
+
+    name: str
+    view: int
+    kind: str
+    number: int
+    strength: float
 
 
 SMALL = (
@@ -585,14 +654,23 @@ SMALL = (
     *("hubble-left", "chelsea", "ascent", "astronaut", "coffee", "china", "bikes-fence"),
 )
 SIZES = {"small": Settings(SMALL), "full": Settings(tuple(CONTENTS), versions=2)}
+IMAGE_SIZES = {"small": Settings(SMALL, images=3), "full": Settings(tuple(CONTENTS), versions=2, images=4)}
 
 
-def make(folder, *, size: str | Settings = "small", workers: int | None = None, progress=None) -> Path:
+def make(
+    folder,
+    *,
+    size: Literal["small", "full"] | Settings = "small",
+    images: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
     """The set's label file, `labels.csv`, made first with its clips if it is not there.
 
     folder: made if need be. A set is only ever whole: until then its files are in `unfinished` there, and a run that
     was interrupted goes on, content by content.
-    size: "small" (16 contents, minutes), "full" (29, more versions of each) or `Settings`
+    size: "small" (16 contents, minutes), "full" (29, two strengths of each kind) or `Settings`
+    images: images in place of clips
     workers: contents made at the same time; the number of cores by default
     progress: called with (clips done, clips in all)
 
@@ -602,7 +680,7 @@ def make(folder, *, size: str | Settings = "small", workers: int | None = None, 
     if isinstance(size, str):
         if size not in SIZES:
             raise ValueError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
-        size = SIZES[size]
+        size = (IMAGE_SIZES if images else SIZES)[size]
     folder = Path(folder)
     settings = json.loads(json.dumps(asdict(size)))
     labels, manifest, unfinished = folder / "labels.csv", folder / "manifest.json", folder / "unfinished"
@@ -614,17 +692,17 @@ def make(folder, *, size: str | Settings = "small", workers: int | None = None, 
         locate(SOURCES[CONTENTS[name].source])
     if unfinished.exists() and _load(unfinished / "settings.json") != settings:
         shutil.rmtree(unfinished)
-    (unfinished / "clips").mkdir(parents=True, exist_ok=True)
+    (unfinished / size.folder).mkdir(parents=True, exist_ok=True)
     _save(unfinished / "settings.json", settings)
 
-    total = sum(len(list(size.plan(name))) for name in size.contents)
+    total = sum(len(size.plan(name)) for name in size.contents)
     rows = _make_contents(size, unfinished, workers or os.cpu_count() or 1, total, progress)
     with open(unfinished / "labels.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(row for name in size.contents for row in rows[name])
-    shutil.rmtree(folder / "clips", ignore_errors=True)
-    (unfinished / "clips").replace(folder / "clips")
+    shutil.rmtree(folder / size.folder, ignore_errors=True)
+    (unfinished / size.folder).replace(folder / size.folder)
     (unfinished / "labels.csv").replace(labels)
     _save(manifest, settings)
     shutil.rmtree(unfinished)
@@ -657,27 +735,43 @@ def _make_contents(settings, folder, workers, total, progress) -> dict[str, list
 
 
 def make_content(settings: Settings, name: str, folder: Path, tell: Callable[[], None] = lambda: None) -> list[dict]:
-    """Every version of a content, in `folder/clips`; its rows, kept in `folder` so that it is not made again."""
+    """Every version of a content, in `folder`; its rows, kept there so that it is not made again."""
     kept = folder / f"{name}.json"
-    versions = list(settings.plan(name))
-    if kept.exists():
+    versions = settings.plan(name)
+    rows = _load(kept)
+    if rows is not None:
         for _ in versions:
             tell()
-        return _load(kept)
-    content = CONTENTS[name]
-    frames = pristine(content, settings.num_frames)
-    anchor = anchors(name, frames)
-    rows = []
-    for kind, number, strength in versions:
-        path = f"clips/{name}-{kind}-{number}.mp4"
-        stream = KINDS[kind].apply(frames, strength, name) if kind in KINDS else Stream(frames)
-        write(str(folder / path), stream)
-        measured = measure(frames, read(str(folder / path)))
-        mos = round(quality(measured, anchor), 3)
-        rows.append(dict(zip(COLUMNS, (path, mos, name, kind, strength, content.split))))
+        return rows
+    clip = pristine(CONTENTS[name], settings.num_frames)
+    rows, view = [], None
+    for version in versions:
+        if version.view != view:
+            view = version.view
+            at = view * len(clip) // max(settings.images, 1)
+            frames = clip[at : at + 1] if settings.images else clip
+            anchor = anchors(version.name, frames)
+        path, shown = _make_version(settings, version, frames, folder)
+        mos = round(quality(measure(frames, shown), anchor), 3)
+        values = (path, mos, version.name, version.kind, version.strength, CONTENTS[name].split)
+        rows.append(dict(zip(COLUMNS, values)))
         tell()
     _save(kept, rows)
     return rows
+
+
+def _make_version(settings, version, frames, folder) -> tuple[str, np.ndarray]:
+    """Write the file; its path and what is read back."""
+    kind = (IMAGE_KINDS if settings.images else KINDS).get(version.kind)
+    stream = kind.apply(frames, version.strength, version.name) if kind else Stream(frames)
+    path = f"{settings.folder}/{version.name}-{version.kind}-{version.number}"
+    if settings.images:
+        path += {"jpeg": ".jpg", "webp": ".webp"}.get(stream.codec, ".png")
+        write_image(folder / path, stream)
+        return path, read_image(folder / path)
+    path += ".mp4"
+    write(str(folder / path), stream)
+    return path, read(str(folder / path))
 
 
 def _save(path: Path, value):
@@ -705,14 +799,18 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=str, help="where to; a set that is there is left as it is")
     parser.add_argument("--size", choices=tuple(SIZES), default="small", help="how many contents and versions")
+    parser.add_argument("--images", action="store_true", help="images in place of clips")
     parser.add_argument("--workers", type=int, help="contents made at the same time (the number of cores)")
     options = parser.parse_args(arguments)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("clips", total=None)
+            task = bar.add_task("images" if options.images else "clips", total=None)
             tell = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
-            print(make(options.folder, size=options.size, workers=options.workers, progress=tell))
+            labels = make(
+                options.folder, size=options.size, images=options.images, workers=options.workers, progress=tell
+            )
+        print(labels)
     except (ValueError, ImportError, OSError) as error:
         print(f"sama.demo: {error}", file=sys.stderr)
         return 2

@@ -10,8 +10,12 @@ from skimage.metrics import structural_similarity
 
 from sama import demo
 from sama.decode import open_video
+from sama.files import read_image
 
-TINY = demo.Settings(("coins", "coffee"), ("blur", "x264", "stutter", "vp9"), versions=3, num_frames=16)
+TINY = demo.Settings(("coins", "coffee"), ("blur", "x264", "stutter", "vp9"), versions=3, num_frames=12)
+
+
+TINY_IMAGES = demo.Settings(("coins", "coffee"), ("jpeg", "webp", "noise"), versions=3, images=2)
 
 
 def table(path):
@@ -38,7 +42,7 @@ def test_every_clip_is_there_and_decodes(tiny):
     for row in rows:
         shape = demo.read(str(tiny.parent / row["path"])).shape
         content = demo.CONTENTS[row["content"]]
-        assert shape == (16, content.height * 3 // 2, content.width)
+        assert shape == (12, content.height * 3 // 2, content.width)
         assert 0 <= float(row["mos"]) <= 100
 
 
@@ -98,19 +102,38 @@ def test_an_interrupted_run_leaves_no_labels_and_goes_on(tiny, tmp_path):
     assert demo.make(tmp_path, size=TINY, workers=2).read_bytes() == tiny.read_bytes()
 
 
-@pytest.mark.parametrize("size", demo.SIZES)
-def test_splits_share_neither_source_nor_strength(size):
-    settings = demo.SIZES[size]
+def test_images(tmp_path):
+    labels = demo.make(tmp_path, size=TINY_IMAGES, workers=2)
+    rows = table(labels)
+    assert len(rows) == len({row["path"] for row in rows}) == 2 * 2 * (1 + 3 * 3) - 2 * 3  # webp: test split only
+    assert {row["content"] for row in rows} == {"coins-0", "coins-1", "coffee-0", "coffee-1"}
+    of_kind = {}
+    for row in rows:
+        height, width, _ = read_image(tmp_path / row["path"]).shape
+        content = demo.CONTENTS[row["content"][:-2]]
+        assert (height, width) == (content.height, content.width)
+        of_kind.setdefault((row["content"], row["kind"]), []).append((float(row["strength"]), float(row["mos"])))
+    for (_, kind), pairs in of_kind.items():
+        mos = [mos for _, mos in sorted(pairs)]
+        assert mos == sorted(mos, reverse=True)
+        assert len(set(mos)) == len(mos)
+        assert kind != "pristine" or mos[0] > 98
+
+
+@pytest.mark.parametrize("size", ["small", "full"])
+@pytest.mark.parametrize("sizes", [demo.SIZES, demo.IMAGE_SIZES], ids=["clips", "images"])
+def test_splits_share_neither_source_nor_strength(sizes, size):
+    settings = sizes[size]
     files, strengths = {}, {}
     for name in settings.contents:
         content = demo.CONTENTS[name]
         source = demo.SOURCES[content.source]
         files.setdefault(source.file, set()).add(content.split)
-        for kind, _, strength in settings.plan(name):
-            strengths.setdefault(kind, {}).setdefault(content.split, []).append(strength)
+        for version in settings.plan(name):
+            strengths.setdefault(version.kind, {}).setdefault(content.split, []).append(version.strength)
     assert all(len(splits) == 1 for splits in files.values())
     assert {split for splits in files.values() for split in splits} == set(demo.SPLITS)
-    for kind in demo.KINDS:
+    for kind in settings.kinds:
         of = strengths[kind]
         assert set(of) == ({"test"} if kind in demo.UNSEEN else set(demo.SPLITS))
         for other in ("val", "test"):
@@ -206,7 +229,7 @@ def test_motion_blur_is_a_box_of_its_length(length, expected):
 def test_the_package_reads_the_clips(tiny):
     path = tiny.parent / "clips" / "coins-pristine-0.mp4"
     with open_video(path) as video:
-        assert video.info.num_frames == 16
+        assert video.info.num_frames == 12
 
 
 def test_command_says_what_is_wrong(tiny, capsys):
