@@ -278,7 +278,9 @@ class Kind:
 def blur(frames, sigma, content=""):
     from scipy.ndimage import gaussian_filter
 
-    return _each_plane(frames, lambda plane, n: gaussian_filter(plane.astype(np.float32), sigma / (2 if n else 1), truncate=3))
+    return _each_plane(
+        frames, lambda plane, n: gaussian_filter(plane.astype(np.float32), sigma / (2 if n else 1), truncate=3)
+    )
 
 
 def motion_blur(frames, length, content):
