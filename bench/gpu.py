@@ -9,6 +9,7 @@ import argparse
 import itertools
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,9 +161,7 @@ def sample_rows(case: str, path: Path, repeats: int):
     import throughput
 
     planes = throughput.read_clip(path)
-    on_gpu = [
-        type(f)(f.layout, tuple(reference.tensor(p).cuda() for p in f.planes), f.matrix, f.full_range) for f in planes
-    ]
+    on_gpu = [replace(f, planes=tuple(reference.tensor(plane).cuda() for plane in f.planes)) for f in planes]
     rgb = torch.stack([reference.to_rgb(frame) for frame in on_gpu])
     providers = {
         "reference, GPU": lambda: sama.VideoSampler(backend="reference")(rgb)[0],

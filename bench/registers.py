@@ -24,7 +24,7 @@ from sama.plan import plan_image, plan_video
 TARGET = GPUTarget("cuda", 90, 32)
 REGISTERS_PER_SM = 65536
 POINTERS = {"p_frames": "*i64", "p_places": "*i64", "p_samples": "*i32", "p_slots": "*i32", "p_steps": "*fp32"}
-POINTERS |= {"p_origins": "*i32", "p_warps": "*fp32"}
+POINTERS |= {"p_origins": "*i32", "p_warps": "*fp32", "p_corrections": "*fp32"}
 DTYPES = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
 
 
@@ -32,20 +32,23 @@ def variants():
     """(name, keyword arguments of `compile_variant`) of everything that the launcher can ask for."""
     modes = {mode: plan_video(mode, 1080, 1920) for mode in ("sama", "sama-swm", "sama-spm")}
     modes["fragments"] = plan_video("fragments", 180, 240)
-    for (mode, plan), yuv, layout, dtype in itertools.product(
-        modes.items(), (False, True), ("video", "patches"), DTYPES
+    for (mode, plan), kind, layout, dtype in itertools.product(
+        modes.items(), ("rgb", "corrected", "yuv420"), ("video", "patches"), DTYPES
     ):
-        name = f"{mode}-{'yuv420' if yuv else 'rgb'}-{layout}-{dtype}"
-        yield name, {"plan": plan, "yuv": yuv, "layout": layout, "dtype": dtype}
-    turned = plan_image("sama", 768, 1024, flip=True, angle=30.0)
+        source = {"yuv": kind == "yuv420", "correct": kind == "corrected"}
+        yield f"{mode}-{kind}-{layout}-{dtype}", {"plan": plan, **source, "layout": layout, "dtype": dtype}
+    turned = {"plan": plan_image("sama", 768, 1024, flip=True, angle=30.0), "yuv": False, "correct": False}
     for dtype in DTYPES:
-        yield f"image-turned-rgb-video-{dtype}", {"plan": turned, "yuv": False, "layout": "video", "dtype": dtype}
+        yield (
+            f"image-turned-rgb-video-{dtype}",
+            {**turned, "layout": "video", "dtype": dtype},
+        )
 
 
-def compile_variant(plan, yuv, layout, dtype, block=None, num_warps=None):
+def compile_variant(plan, yuv, correct, layout, dtype, block=None, num_warps=None):
     """Registers, spilled bytes and shared memory of one variant; the launcher's configuration unless told."""
     default_block, default_warps = fused.configuration()
-    constants = fused.constants([plan], yuv=yuv, layout=layout) | {"BLOCK": block or default_block}
+    constants = fused.constants([plan], yuv=yuv, correct=correct, layout=layout) | {"BLOCK": block or default_block}
     signature = {
         name: "constexpr" if name in constants else POINTERS.get(name, "i32" if name == "frames" else "fp32")
         for name in fused.sample_kernel.arg_names

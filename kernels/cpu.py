@@ -3,6 +3,8 @@
     out[c, t, y, x] = ((1 - wy) * blend(row y0) + wy * blend(row y1) - mean[c]) / std[c]
     blend(row)      =  (1 - wx) * rgb[row, x0, c] + wx * rgb[row, x1, c]
 
+The correction of a frame that has one comes between the blend and the normalisation.
+
 A blended row is kept, since the next output row often starts from it; only taps are converted to RGB. Compiled by
 numba without the GIL, and kept on disk. Everything is indexed in place, unsigned: slices would count references.
 """
@@ -174,6 +176,21 @@ def _blend_row(rows, color, packed, taps, line, slot):
 
 
 @_jit
+def _correct_lines(line, top, bottom, weight, correction, truncate, mean, scale, result):
+    """`_blend_lines` with a correction, float32 [3, 4]: see `sama.frames.Frame`."""
+    over, width = _ONE - weight, result.size // 3
+    for c in range(3):
+        red, green, blue, offset = correction[c, 0], correction[c, 1], correction[c, 2], correction[c, 3]
+        for k in range(width):
+            r = over * line[top, k] + weight * line[bottom, k]
+            g = over * line[top, width + k] + weight * line[bottom, width + k]
+            b = over * line[top, 2 * width + k] + weight * line[bottom, 2 * width + k]
+            value = min(max(red * r + green * g + blue * b + offset, np.float32(0)), np.float32(255))
+            value = np.floor(value) if truncate else value
+            result[c * width + k] = (value - mean[c * width + k]) * scale[c * width + k]
+
+
+@_jit
 def _blend_lines(line, top, bottom, weight, truncate, mean, scale, result):
     """Blend two rows and normalise: float32 [3 * fw]; mean and scale for every value."""
     over = _ONE - weight
@@ -239,13 +256,13 @@ def _store(out, at, value, bfloat16):
 
 
 def _sample_frame(
-    planes, strides, color, steps, origins, size, fragment, cell, mixed, truncate,
+    planes, strides, color, correction, steps, origins, size, fragment, cell, mixed, truncate,
     mean, scale, out, bfloat16, base, places, bands,
 ):  # fmt: skip
     """One frame, the fragment rows `bands[0]` to `bands[1]`.
 
     planes: int64 x3, addresses; strides: int64 x4, bytes from row to row in plane 0 and in planes 1 and 2, then from
-    pixel to pixel; color: int32 x6, None for RGB
+    pixel to pixel; color: int32 x6, None for RGB; correction: float32 [3, 4], or None
     steps: float32 [2, 2]; origins: int32 [2, Gh, Gw, 2]: for mask bit 0 and 1; mixed: whether these differ
     out: 1-D, float32 with bfloat16 None, or uint16 with bfloat16 True or False
     base: int64 (frame offset, channel step); places: int64 rows [Sh], columns [Sw]; see `kernels.layout`
@@ -285,7 +302,10 @@ def _sample_frame(
                         _blend_row(_rows(planes, strides, color, low[r]), color, packed, taps, line, top)
                     bottom = _U1 - top
                     _blend_row(_rows(planes, strides, color, high[r]), color, packed, taps, line, bottom)
-                    _blend_lines(line, top, bottom, wy[r], truncate, means, scales, result)
+                    if correction is None:
+                        _blend_lines(line, top, bottom, wy[r], truncate, means, scales, result)
+                    else:
+                        _correct_lines(line, top, bottom, wy[r], correction, truncate, means, scales, result)
                     y = i * fh + r
                     for c in range(3):
                         start = np.uint64(base[0] + base[1] * c + rows[y])
@@ -356,7 +376,7 @@ def _constant(dtype, ndim):
 
 @cache
 def _compiled(kind: str, half: bool):
-    """The kernel for "rgb", "yuv" or "turned" sources, float32 or 16-bit output, compiled when it is first needed."""
+    """Kernel of "rgb", "corrected", "yuv" or "turned" sources, float32 or 16-bit output, compiled when needed."""
     planes, table = [types.UniTuple(int64, 3), types.UniTuple(int64, 4)], _constant(int64, 1)
     geometry = [_constant(float32, 2), _constant(int32, 4), _PAIR, _PAIR, _PAIR]
     scaling = [_constant(float32, 1)] * 2
@@ -366,8 +386,9 @@ def _compiled(kind: str, half: bool):
         signature = [*planes, _constant(float32, 2), boolean, *geometry, *scaling, *output, *where]
         function = _sample_turned
     else:
-        color = none if kind == "rgb" else types.UniTuple(int32, 6)
-        signature = [*planes, color, *geometry, boolean, boolean, *scaling, *output, *where]
+        color = types.UniTuple(int32, 6) if kind == "yuv" else none
+        correction = _constant(float32, 2) if kind == "corrected" else none
+        signature = [*planes, color, correction, *geometry, boolean, boolean, *scaling, *output, *where]
         function = _sample_frame
     signature = types.void(*signature)
     try:
@@ -421,16 +442,19 @@ class Writer:
         output = (self.mean, self.scale, self.out, self.bfloat16)
         half = self.bfloat16 is not None
         if plan.warp is not None:
-            if frame.layout != "rgb":
-                raise ValueError(f'flip and rotation need "rgb" frames; got {frame.layout!r}')
+            if frame.layout != "rgb" or frame.correction is not None:
+                got = repr(frame.layout) + (" with a correction" if frame.correction else "")
+                raise ValueError(f'flip and rotation need "rgb" frames without a correction; got {got}')
             _compiled("turned", half)(*planes, plan.warp.matrix, plan.warp.flip, *geometry, *output, *where)
             return
         color = None
         if frame.layout != "rgb":
             color = tuple(np.int32(value) for value in YUV_TO_RGB[frame.matrix, frame.full_range])
         mixed = bool(slots[0] != slots[1])
-        kernel = _compiled("rgb" if color is None else "yuv", half)
-        kernel(*planes, color, *geometry, mixed, plan.truncate, *output, *where)
+        correction = None if frame.correction is None else np.array(frame.correction, np.float32)
+        kind = "yuv" if color is not None else "rgb" if correction is None else "corrected"
+        kernel = _compiled(kind, half)
+        kernel(*planes, color, correction, *geometry, mixed, plan.truncate, *output, *where)
 
 
 def sample(write: Writer, frames: Sequence[Frame], threads: int):

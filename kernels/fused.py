@@ -2,6 +2,8 @@
 
     out[b, c, t, y, x] = (blend of four taps of frame t of clip b - mean[c]) / std[c], cast
 
+with the clip's correction, if it has one, between the blend and the normalisation.
+
 Frames stay where the decoder put them, as packed RGB or 4:2:0 planes; a table holds their addresses. Nothing is
 allocated on the device but the output and the tables, nothing is written but the output.
 """
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
 Source = Clip | Sequence["Frame"]
 
 _NO_COLOR = YuvToRgb(0, 0, 0, 0, 0, 0)
+_NO_CORRECTION = ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0))
 SAMPLE_FIELDS = tl.constexpr(12)  # columns of `Tables.samples`
 WARP_FIELDS = tl.constexpr(5)  # columns of `Tables.warps`
+CORRECTION_FIELDS = tl.constexpr(12)  # columns of `Tables.corrections`
 ALIGN = 16  # bytes; tables begin at multiples, whatever the batch, so that one compiled kernel serves all
 
 
@@ -85,15 +89,21 @@ def _rgb(p_first, p_second, p_third, p_sample, p_warp, y, x, mask, YUV: tl.const
 
 
 @triton.jit
-def _blend(a, b, d, e, wy, wx, TRUNCATE: tl.constexpr):
-    value = (1.0 - wy) * ((1.0 - wx) * a + wx * b) + wy * ((1.0 - wx) * d + wx * e)
-    return tl.floor(value) if TRUNCATE else value
+def _blend(a, b, d, e, wy, wx):
+    return (1.0 - wy) * ((1.0 - wx) * a + wx * b) + wy * ((1.0 - wx) * d + wx * e)
+
+
+@triton.jit
+def _correct(p_row, r, g, b):
+    """One channel of a correction, cut to 0..255."""
+    value = tl.load(p_row) * r + tl.load(p_row + 1) * g + tl.load(p_row + 2) * b + tl.load(p_row + 3)
+    return tl.minimum(tl.maximum(value, 0.0), 255.0)
 
 
 @triton.jit(do_not_specialize=["frames"])  # a clip of one frame is no other kernel
 def sample_kernel(
     # pointers: output, then the tables of `Tables`
-    p_out, p_frames, p_places, p_samples, p_slots, p_steps, p_origins, p_warps,
+    p_out, p_frames, p_places, p_samples, p_slots, p_steps, p_origins, p_warps, p_corrections,
     # sizes
     frames,
     # (mean, 1 / std) per channel
@@ -101,8 +111,8 @@ def sample_kernel(
     # constants
     GRID_H: tl.constexpr, GRID_W: tl.constexpr, FRAGMENT_H: tl.constexpr, FRAGMENT_W: tl.constexpr,
     CELL_H: tl.constexpr, CELL_W: tl.constexpr, MASKED: tl.constexpr, TRUNCATE: tl.constexpr, YUV: tl.constexpr,
-    WARP: tl.constexpr, PATCHES: tl.constexpr, PATCH_T: tl.constexpr, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr,
-    BLOCK: tl.constexpr,
+    WARP: tl.constexpr, CORRECT: tl.constexpr, PATCHES: tl.constexpr, PATCH_T: tl.constexpr, PATCH_H: tl.constexpr,
+    PATCH_W: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """`out = (four-tap blend - mean) / std` for BLOCK pixels of one frame (PATCHES: of PATCH_T frames) of one clip."""
     HEIGHT: tl.constexpr = GRID_H * FRAGMENT_H
@@ -146,9 +156,20 @@ def sample_kernel(
     r10, g10, b10 = _rgb(p_first, p_second, p_third, p_sample, p_warp, y1, x0, mask, YUV, WARP)
     r11, g11, b11 = _rgb(p_first, p_second, p_third, p_sample, p_warp, y1, x1, mask, YUV, WARP)
 
-    r = (_blend(r00, r01, r10, r11, wy, wx, TRUNCATE) - mean_r) * scale_r
-    g = (_blend(g00, g01, g10, g11, wy, wx, TRUNCATE) - mean_g) * scale_g
-    b = (_blend(b00, b01, b10, b11, wy, wx, TRUNCATE) - mean_b) * scale_b
+    r = _blend(r00, r01, r10, r11, wy, wx)
+    g = _blend(g00, g01, g10, g11, wy, wx)
+    b = _blend(b00, b01, b10, b11, wy, wx)
+    if CORRECT:
+        p_correction = p_corrections + clip * CORRECTION_FIELDS
+        red, green, blue = r, g, b
+        r = _correct(p_correction, red, green, blue)
+        g = _correct(p_correction + 4, red, green, blue)
+        b = _correct(p_correction + 8, red, green, blue)
+    if TRUNCATE:
+        r, g, b = tl.floor(r), tl.floor(g), tl.floor(b)
+    r = (r - mean_r) * scale_r
+    g = (g - mean_g) * scale_g
+    b = (b - mean_b) * scale_b
     p_out += tl.load(p_places + clip) * (frames.to(tl.int64) * (3 * HEIGHT * WIDTH)) + o_out
     tl.store(p_out, r.to(p_out.dtype.element_ty), mask=mask)
     tl.store(p_out + o_channel, g.to(p_out.dtype.element_ty), mask=mask)
@@ -166,6 +187,7 @@ class Tables(NamedTuple):
     steps    float32 [S, 2]
     origins  int32 [S, Gh, Gw, 2]
     warps    float32 [B, 5]             flip, then the matrix of `Warp`
+    corrections  float32 [B, 12]        as in `Frame`, by rows
     """
 
     frames: np.ndarray
@@ -175,6 +197,7 @@ class Tables(NamedTuple):
     steps: np.ndarray
     origins: np.ndarray
     warps: np.ndarray
+    corrections: np.ndarray
 
     def to(self, device: torch.device) -> list[torch.Tensor]:
         """All tables on a device, in one copy that does not wait."""
@@ -202,6 +225,7 @@ def tabulate(plans: Sequence[Plan], sources: Sequence[Source], places: Sequence[
         steps=np.concatenate([plan.steps for plan in plans]),
         origins=np.concatenate([plan.origins for plan in plans]),
         warps=np.array([_warp(plan) for plan in plans], np.float32),
+        corrections=np.array([_correction(source) for source in sources], np.float32),
     )
 
 
@@ -224,7 +248,8 @@ def prepare(
 ) -> Callable[[], None]:
     """Bring the tables of a batch to the device; what is returned launches the kernel, once, as often as it is called.
 
-    The clips may have any sizes, but share grid, fragment, mask cell, length, and whether they are RGB or 4:2:0.
+    The clips may have any sizes, but share grid, fragment, mask cell, length, and whether they are RGB, RGB with a
+    correction, or 4:2:0.
 
     sources: for each clip its frames, torch tensors on the device of `out`
     out: contiguous float32, float16 or bfloat16 [B, *layout.shape(...)]; clip i is written to `out[places[i]]`
@@ -233,13 +258,13 @@ def prepare(
     """
     plan = plans[0]
     places = list(range(len(plans)) if places is None else places)
-    yuv = _check(plans, sources, out, layout, places)
+    yuv, correct = _check(plans, sources, out, layout, places)
     frames_per_program = PATCH[0] if layout == "patches" else 1
     default_block, default_warps = configuration()
     block = block or default_block
     pixels = frames_per_program * plan.size[0] * plan.size[1]
     grid = (triton.cdiv(pixels, block), plan.frames // frames_per_program, len(plans))
-    compile_time = constants(plans, yuv=yuv, layout=layout)
+    compile_time = constants(plans, yuv=yuv, correct=correct, layout=layout)
     with torch.cuda.device_of(out):
         tables = tabulate(plans, sources, places).to(out.device)
 
@@ -260,7 +285,7 @@ def prepare(
     return launch
 
 
-def constants(plans: Sequence[Plan], *, yuv: bool, layout: OutputLayout) -> dict[str, int | bool]:
+def constants(plans: Sequence[Plan], *, yuv: bool, correct: bool, layout: OutputLayout) -> dict[str, int | bool]:
     """The kernel's compile-time arguments for a batch, without BLOCK.
 
     Truncation may go by the batch: sources that it is not meant for are read at whole pixels, which it leaves alone.
@@ -277,6 +302,7 @@ def constants(plans: Sequence[Plan], *, yuv: bool, layout: OutputLayout) -> dict
         "TRUNCATE": any(plan.truncate for plan in plans),
         "YUV": yuv,
         "WARP": any(plan.warp is not None for plan in plans),
+        "CORRECT": correct,
         "PATCHES": layout == "patches",
         "PATCH_T": PATCH[0],
         "PATCH_H": PATCH[1],
@@ -320,10 +346,15 @@ def _warp(plan: Plan) -> tuple[float, ...]:
     return plan.warp.flip, *plan.warp.matrix.reshape(-1).tolist()
 
 
+def _correction(source: Source) -> list[float]:
+    """A row of `Tables.corrections`."""
+    return [value for row in source[0].correction or _NO_CORRECTION for value in row]
+
+
 def _check(
     plans: Sequence[Plan], sources: Sequence[Source], out: torch.Tensor, layout: OutputLayout, places: list[int]
-) -> bool:
-    """Raise unless everything fits; whether the clips are 4:2:0."""
+) -> tuple[bool, bool]:
+    """Raise unless everything fits; whether the clips are 4:2:0, and whether they have a correction."""
     if out.dtype not in (torch.float32, torch.float16, torch.bfloat16) or not out.is_contiguous():
         raise ValueError(
             f"out must be contiguous float32, float16 or bfloat16; got {out.dtype}, strides {out.stride()}"
@@ -336,9 +367,9 @@ def _check(
         raise ValueError(f"out has shape {tuple(out.shape)}; expected (clips, {', '.join(map(str, expected))})")
     if sorted(set(places)) != sorted(places) or len(places) != len(plans) or not set(places) <= set(range(len(out))):
         raise ValueError(f"places must be {len(plans)} different clips of the {len(out)} in out; got {places}")
-    yuv = {source[0].layout != "rgb" for source in sources}
-    if len(yuv) != 1:
-        raise ValueError("one launch takes RGB or 4:2:0 clips, not both")
+    kinds = {(source[0].layout != "rgb", source[0].correction is not None) for source in sources}
+    if len(kinds) != 1:
+        raise ValueError("one launch takes RGB clips, RGB clips with a correction, or 4:2:0 clips, not several of them")
     for plan, source in zip(plans, sources, strict=True):
         pictures = [source[0]] if isinstance(source, Clip) else source
         strides = {tuple(plane.stride()) for plane in pictures[0].planes[1:]}
@@ -351,11 +382,12 @@ def _check(
             if any(plane.device != out.device for plane in frame.planes):
                 raise ValueError(f"frames must be on {out.device}; got {[str(p.device) for p in frame.planes]}")
             same = [plane.stride() for plane in frame.planes] == [plane.stride() for plane in pictures[0].planes]
-            same = same and (frame.layout, frame.matrix, frame.full_range) == (
-                (pictures[0].layout, pictures[0].matrix, pictures[0].full_range)
+            same = same and (frame.layout, frame.matrix, frame.full_range, frame.correction) == (
+                (pictures[0].layout, pictures[0].matrix, pictures[0].full_range, pictures[0].correction)
             )
             if not same or len(strides) > 1:
                 raise ValueError("all frames of a clip must share layout, colour and strides, U and V theirs too")
-    if any(plan.warp is not None for plan in plans) and yuv == {True}:
-        raise ValueError('flip and rotation need "rgb" frames')
-    return yuv.pop()
+    yuv, corrected = kinds.pop()
+    if any(plan.warp is not None for plan in plans) and (yuv or corrected):
+        raise ValueError('flip and rotation need "rgb" frames without a correction')
+    return yuv, corrected

@@ -15,14 +15,15 @@ from sama.kernels.layout import PATCH, OutputLayout, shape
 from sama.plan import SCALE_STEP_FRAMES
 
 if TYPE_CHECKING:
-    from sama.frames import Clip, Frame
+    from sama.frames import Clip, Correction, Frame
     from sama.plan import Plan
 
 
-def sample(clip: torch.Tensor, plan: Plan) -> torch.Tensor:
+def sample(clip: torch.Tensor, plan: Plan, correction: Correction | None = None) -> torch.Tensor:
     """Sample one clip.
 
     clip: uint8 or float [T, H, W, 3], 0..255, any device
+    correction: as in `Frame`, applied to resized pixels
     returns: float32 [3, T, Sh, Sw] on the clip's device, 0..255
     """
     video = clip.permute(3, 0, 1, 2)  # [3, T, H, W]
@@ -34,9 +35,9 @@ def sample(clip: torch.Tensor, plan: Plan) -> torch.Tensor:
         frames = video[:, step].float()
         for slots, group in _by_slots(plan, step):
             chosen = frames[:, group]
-            mosaic = _fragments(chosen, plan, slots[0])
+            mosaic = _fragments(chosen, plan, slots[0], correction)
             if slots[0] != slots[1]:
-                mosaic = torch.where(bit, _fragments(chosen, plan, slots[1]), mosaic)
+                mosaic = torch.where(bit, _fragments(chosen, plan, slots[1], correction), mosaic)
             out[:, step][:, group] = mosaic
     return out
 
@@ -47,12 +48,21 @@ def normalize(x: torch.Tensor, mean, std) -> torch.Tensor:
     return (x - mean) / std
 
 
-def _fragments(frames: torch.Tensor, plan: Plan, slot: int) -> torch.Tensor:
+def correct(x: torch.Tensor, correction: Correction) -> torch.Tensor:
+    """Float RGB [3, ...] with a correction applied, cut to 0..255."""
+    rows = torch.tensor(correction, dtype=x.dtype, device=x.device)
+    mixed = torch.einsum("ij,j...->i...", rows[:, :3], x)
+    return (mixed + rows[:, 3].view(3, *[1] * (x.ndim - 1))).clamp(0, 255)
+
+
+def _fragments(frames: torch.Tensor, plan: Plan, slot: int, correction: Correction | None) -> torch.Tensor:
     """Resize `frames`, float [3, n, H, W], to the slot's level and paste its fragments together: [3, n, Sh, Sw]."""
     height, width = plan.levels[slot].tolist()
     resized = frames
     if (height, width) != frames.shape[2:]:
         resized = interpolate(frames, size=(height, width), mode="bilinear", align_corners=False)
+    if correction is not None:
+        resized = correct(resized, correction)
     if plan.truncate:
         resized = resized.to(torch.uint8).float()
     (fh, fw), out = plan.fragment, frames.new_empty(*frames.shape[:2], *plan.size)
@@ -84,9 +94,12 @@ def _turn(video: torch.Tensor, plan: Plan) -> torch.Tensor:
 
 
 def to_rgb(pictures: Frame | Clip) -> torch.Tensor:
-    """uint8 RGB [..., H, W, 3] of 4:2:0 planes, in the integer arithmetic of `kernels.color`; "rgb" as it is."""
+    """uint8 RGB [..., H, W, 3]: planes in the integer arithmetic of `kernels.color`; "rgb" as it is, or corrected."""
     if pictures.layout == "rgb":
-        return tensor(pictures.planes[0])
+        rgb = tensor(pictures.planes[0])
+        if pictures.correction is None:
+            return rgb
+        return correct(rgb.movedim(-1, 0).float(), pictures.correction).round().to(torch.uint8).movedim(0, -1)
     y, u, v = (tensor(plane).to(torch.int32) for plane in pictures.channels())
     height, width = y.shape[-2:]
     u, v = (plane.repeat_interleave(2, -2)[..., :height, :].repeat_interleave(2, -1)[..., :width] for plane in (u, v))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Layout = Literal["rgb", "i420", "nv12"]
 Matrix = Literal["bt601", "bt709"]
+Correction = tuple[tuple[float, float, float, float], ...]  # for R, G, B: factors of R, G, B, then what is added
 
 LAYOUTS: tuple[Layout, ...] = ("rgb", "i420", "nv12")
 MATRICES: tuple[Matrix, ...] = ("bt601", "bt709")
@@ -28,13 +29,16 @@ class Frame:
     "nv12"   (y, uv)    [H, W], [ceil(H/2), ceil(W/2), 2]
 
     matrix and full_range say how 4:2:0 planes become RGB (`sama.kernels.color`); "rgb" ignores them.
-    ValueError where planes do not fit the layout, TypeError where they are not uint8.
+    correction: for "rgb" whose decoder took the wrong matrix. Kernels apply it to blended values, which are then cut to
+        0..255; None costs nothing.
+    ValueError where planes or a correction do not fit the layout, TypeError where planes are not uint8.
     """
 
     layout: Layout
     planes: tuple[Plane, ...]
     matrix: Matrix = "bt601"
     full_range: bool = False
+    correction: Correction | None = None
 
     def __post_init__(self):
         _check(self, [tuple(plane.shape) for plane in self.planes])
@@ -63,6 +67,7 @@ class Clip:
     planes: tuple[Plane, ...]
     matrix: Matrix = "bt601"
     full_range: bool = False
+    correction: Correction | None = None
 
     def __post_init__(self):
         shapes = [tuple(plane.shape) for plane in self.planes]
@@ -74,7 +79,8 @@ class Clip:
         return self.planes[0].shape[0]
 
     def __getitem__(self, t: int) -> Frame:
-        return Frame(self.layout, tuple(plane[t] for plane in self.planes), self.matrix, self.full_range)
+        planes = tuple(plane[t] for plane in self.planes)
+        return Frame(self.layout, planes, self.matrix, self.full_range, self.correction)
 
     def channels(self) -> tuple[Plane, ...]:
         """As `Frame.channels`, each with the leading axis T."""
@@ -97,6 +103,12 @@ def _check(pictures: Frame | Clip, got: list[tuple[int, ...]]):
         raise ValueError(f"unknown frame layout {layout!r}; known: {', '.join(LAYOUTS)}")
     if matrix not in MATRICES:
         raise ValueError(f"unknown colour matrix {matrix!r}; known: {', '.join(MATRICES)}")
+    if pictures.correction is not None:
+        if layout != "rgb":
+            raise ValueError(f'only "rgb" frames can have a correction; got one for {layout!r}, which has a matrix')
+        lengths = [len(row) for row in pictures.correction]
+        if lengths != [4, 4, 4]:
+            raise ValueError(f"a correction is 3 rows of 4 numbers; got rows of {lengths}")
     if not got or len(got[0]) < 2 or 0 in got[0]:
         raise ValueError(f"a frame needs at least one pixel; got planes of shapes {got}")
     height, width = got[0][:2]

@@ -11,6 +11,7 @@ import importlib.util
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -119,14 +120,15 @@ class _Sampler:
         return _cpu_kernel().Writer(plan, out, layout=self.layout, **self._scaling)
 
     def _run_triton(self, plans, sources, out):
-        """One launch for all RGB clips, one for all 4:2:0 clips, into the same output."""
+        """One launch for all RGB clips, one for corrected ones, one for all 4:2:0 clips, into the same output."""
         try:
             from sama.kernels import fused
         except ImportError as error:
             raise ImportError('backend "triton" needs Triton: pip install triton') from error
         groups = defaultdict(list)
         for place, source in enumerate(sources):
-            groups[source[0].layout == "rgb", plans[place].mask_cell].append(place)
+            frame = source[0]
+            groups[frame.layout == "rgb", frame.correction is None, plans[place].mask_cell].append(place)
         for places in groups.values():
             fused.sample(
                 [plans[place] for place in places],
@@ -138,11 +140,12 @@ class _Sampler:
             )
 
     def _reference(self, plan: Plan, source: Source) -> torch.Tensor:
+        correction = source[0].correction
         if isinstance(source, Clip):
-            clip = reference.to_rgb(source)
+            clip = reference.to_rgb(replace(source, correction=None))
         else:
-            clip = torch.stack([reference.to_rgb(frame) for frame in source])
-        x = reference.sample(clip, plan)
+            clip = torch.stack([reference.to_rgb(replace(frame, correction=None)) for frame in source])
+        x = reference.sample(clip, plan, correction)
         return reference.cut(reference.normalize(x, **self._scaling), self.layout)
 
 
@@ -238,7 +241,8 @@ class VideoSampler(_Sampler):
         generator: Generator = None,
         decoder: str = "auto",
     ) -> torch.Tensor:
-        """Sample the clips of a video file while it is decoded: [num_clips, 3, clip_len, Sh, Sw] in main memory.
+        """Sample the clips of a video file while it is decoded: [num_clips, 3, clip_len, Sh, Sw], where the decoder's
+        frames are: in main memory with "pyav".
 
         Only planned frames are decoded as far as the codec allows, none is converted to RGB, and each is let go once it
         is sampled, so that memory does not grow with the clip. Frames are chosen by `sama.frame_indices`.
@@ -482,6 +486,6 @@ def _as_tensors(source: Source) -> Source:
 
     def convert(pictures):
         planes = tuple(reference.tensor(plane) for plane in pictures.planes)
-        return type(pictures)(pictures.layout, planes, pictures.matrix, pictures.full_range)
+        return replace(pictures, planes=planes)
 
     return convert(source) if isinstance(source, Clip) else [convert(frame) for frame in source]

@@ -7,15 +7,16 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from planes import COLORS, random_frame
+from planes import COLORS, CORRECTIONS, random_frame
 from tolerances import assert_close, reference_tolerance
 
-from sama.frames import Clip, Frame
+from sama.frames import Clip
 from sama.kernels import layout as layouts
 from sama.kernels import reference
 from sama.plan import draw_image, draw_video, plan_image, plan_video
@@ -28,8 +29,7 @@ SIZES = [(1, 1), (37, 53), (200, 90), (32, 36)]
 
 
 def on_device(frame):
-    planes = tuple(torch.from_numpy(plane).to(DEVICE) for plane in frame.planes)
-    return Frame(frame.layout, planes, frame.matrix, frame.full_range)
+    return replace(frame, planes=tuple(torch.from_numpy(plane).to(DEVICE) for plane in frame.planes))
 
 
 def random_clip(seed, frames, layout, *size, **color):
@@ -43,8 +43,9 @@ def poisoned(plans, layout="video", dtype=torch.float32):
 
 
 def expected(plans, clips):
-    rgb = [torch.stack([reference.to_rgb(frame).cpu() for frame in clip]) for clip in clips]
-    return torch.stack([reference.sample(clip, plan) for clip, plan in zip(rgb, plans)])
+    rgb = [torch.stack([reference.to_rgb(replace(frame, correction=None)).cpu() for frame in clip]) for clip in clips]
+    corrections = [clip[0].correction for clip in clips]
+    return torch.stack([reference.sample(*arguments) for arguments in zip(rgb, plans, corrections)])
 
 
 @pytest.mark.parametrize("mode", ["sama", "sama-swm", "sama-spm", "fragments"])
@@ -65,6 +66,23 @@ def test_ragged_batch_in_one_launch(mode, layout):
         assert_close(out.cpu(), expected(plans, clips), 1.0)
     else:
         assert_close(out.cpu(), expected(plans, clips), reference_tolerance())
+
+
+@pytest.mark.parametrize("mode", ["sama-swm", "fragments"])
+def test_corrected_colours(mode):
+    """Each clip of a launch with its own correction; also truncated ones, which are cut off after it."""
+    plans = [plan_video(mode, *size, 3, **SETTINGS) for size in SIZES]
+    clips = [random_clip(k, 3, "rgb", *size, correction=CORRECTIONS[k % 2]) for k, size in enumerate(SIZES)]
+    out = poisoned(plans)
+    fused.sample(plans, clips, out)
+    target = expected(plans, clips)
+    if mode == "fragments":  # blends within the tolerance of an integer may fall to either side of it
+        assert_close(out.cpu().floor(), out.cpu(), 0.0)
+        assert_close(out.cpu(), target, 1.0)
+    else:
+        assert_close(out.cpu(), target, reference_tolerance() * 2)  # rows of a correction add up to 1.7
+    assert (target == 0).any()
+    assert (target == 255).any()
 
 
 @pytest.mark.parametrize("block", [32, 64, 1024])
@@ -126,6 +144,7 @@ def test_refuses_what_does_not_fit():
     plan = plan_video("sama", 50, 60, 2, **SETTINGS)
     clip, out = random_clip(0, 2, "rgb", 50, 60), poisoned([plan])
     planar = random_clip(0, 2, "i420", 50, 60)
+    corrected = random_clip(0, 2, "rgb", 50, 60, correction=CORRECTIONS[0])
     mixed = [planar[0], on_device(random_frame(np.random.default_rng(0), "i420", 50, 60, "bt709"))]
     for arguments, message in [
         (([plan], [clip], out.double()), "out must be contiguous float32"),
@@ -133,8 +152,9 @@ def test_refuses_what_does_not_fit():
         (([plan], [clip], out[..., :8].contiguous()), "out has shape .*; expected"),
         (([plan], [clip[:1]], out), "the plan is for 2 frames of 50x60"),
         (([plan], [random_clip(0, 2, "rgb", 60, 50)], out), "the plan is for 2 frames of 50x60"),
-        (([plan] * 2, [clip, planar], poisoned([plan] * 2)), "RGB or 4:2:0 clips, not both"),
+        (([plan] * 2, [clip, planar], poisoned([plan] * 2)), "RGB clips, .* or 4:2:0 clips, not several"),
         (([plan] * 2, [clip] * 2, out), "places must be 2 different clips of the 1 in out"),
+        (([plan] * 2, [clip, corrected], poisoned([plan] * 2)), "RGB clips with a correction, .* not several"),
         (([plan], [mixed], out), "share layout, colour and strides"),
         (([plan, plan_video("sama-spm", 50, 60, 2, **SETTINGS)], [clip] * 2, out), "one launch needs one grid"),
     ]:
@@ -150,7 +170,7 @@ def test_every_variant_compiles_for_hopper(tmp_path):
     run = subprocess.run([sys.executable, script, "--json", rows], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     rows = json.loads(rows.read_text())
-    assert len(rows) == 4 * 2 * 2 * 3 + 3
+    assert len(rows) == 4 * 3 * 2 * 3 + 3
     assert {row["target"] for row in rows} == {"sm_90"}
     assert all(0 < row["registers"] <= 128 and row["spilled_bytes"] == 0 for row in rows)
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
-from planes import COLORS, random_frame
+from planes import COLORS, CORRECTIONS, random_frame
 from tolerances import assert_close, reference_tolerance
 
+from sama.frames import Frame
 from sama.kernels import layout as layouts
 from sama.kernels import reference
 from sama.plan import IMAGE_MODES, VIDEO_MODES, draw_flip_angle, draw_image, draw_video, plan_image, plan_video
@@ -32,7 +33,8 @@ def assume_affordable(plan):
 
 
 def reference_of(frames, plan):
-    return reference.sample(torch.stack([reference.to_rgb(frame) for frame in frames]), plan)
+    rgb = [reference.to_rgb(replace(frame, correction=None)) for frame in frames]
+    return reference.sample(torch.stack(rgb), plan, frames[0].correction)
 
 
 def assert_sampled(got, frames, plan, **kwargs):
@@ -76,6 +78,50 @@ def test_cpu_equals_reference(mode, layout, color, size, grid, fragment, frames,
     out = poisoned(plan)
     cpu.sample(cpu.Writer(plan, out), clip, threads=1 + seed % 2)
     assert_sampled(out, clip, plan)
+
+
+@quick
+@given(
+    mode=st.sampled_from(sorted(VIDEO_MODES)),
+    correction=st.sampled_from(CORRECTIONS),
+    size=sizes,
+    grid=grids,
+    fragment=fragments,
+    seed=st.integers(0, 9),
+)
+@example("fragments", CORRECTIONS[0], (33, 61), (2, 8), (19, 20), 2)
+def test_cpu_equals_reference_corrected(mode, correction, size, grid, fragment, seed):
+    plan = plan_video(mode, *size, 2, grid=grid, fragment=fragment)
+    assume_affordable(plan)
+    rng = np.random.default_rng(seed)
+    clip = [random_frame(rng, "rgb", *size, correction=correction) for _ in range(2)]
+    out = poisoned(plan)
+    cpu.sample(cpu.Writer(plan, out), clip, threads=1)
+    assert_sampled(out, clip, plan)
+
+
+def test_correction_by_hand():
+    """One pixel, one colour: the formula, and the cut to 0..255."""
+    rgb = np.array([200, 100, 20], np.uint8).reshape(1, 1, 3)
+    correction = ((1.0, 0.1, -0.5, 3.0), (0.0, 0.0, 1.0, -30.0), (1.0, 1.0, 0.0, 0.0))
+    plan = plan_video("sama", 1, 1, 1, grid=(1, 1), fragment=(4, 4))
+    out = poisoned(plan)
+    cpu.sample(cpu.Writer(plan, out), [Frame("rgb", (rgb,), correction=correction)], threads=1)
+    # 200 + 10 - 10 + 3; 20 - 30, below 0; 200 + 100, above 255
+    assert_close(out, torch.tensor([203.0, 0.0, 255.0]).view(3, 1, 1, 1).expand_as(out), 1e-4)
+    assert reference.to_rgb(Frame("rgb", (rgb,), correction=correction)).tolist() == [[[203, 0, 255]]]
+
+
+def test_correction_refused():
+    planes = tuple(np.zeros(shape, np.uint8) for shape in [(4, 4), (2, 2), (2, 2)])
+    with pytest.raises(ValueError, match="only \"rgb\" frames can have a correction; got one for 'i420'"):
+        Frame("i420", planes, correction=CORRECTIONS[0])
+    with pytest.raises(ValueError, match="3 rows of 4 numbers; got rows of \\[3, 3, 3\\]"):
+        Frame("rgb", (np.zeros((4, 4, 3), np.uint8),), correction=((1, 0, 0), (0, 1, 0), (0, 0, 1)))
+    turned = plan_image("sama", 4, 4, grid=(1, 1), fragment=(4, 4), flip=True, angle=10.0)
+    frame = Frame("rgb", (np.zeros((4, 4, 3), np.uint8),), correction=CORRECTIONS[0])
+    with pytest.raises(ValueError, match="without a correction; got 'rgb' with a correction"):
+        cpu.Writer(turned, poisoned(turned))(frame, 0)
 
 
 @quick

@@ -4,7 +4,7 @@ import media
 import numpy as np
 import pytest
 import torch
-from planes import random_frame
+from planes import CORRECTIONS, random_frame
 from tolerances import VALUE, assert_close, reference_tolerance
 
 import sama
@@ -56,9 +56,10 @@ def test_batches_are_ragged_and_change_nothing(backend):
     if backend == "triton" and torch.cuda.is_available():
         pytest.skip("numpy clips are for the CPU; test_fused.py has the GPU")
     clips = [CLIP, CLIP[:, :31, :53], [random_frame(RNG, "i420", 45, 60) for _ in range(4)], CLIP[:, :, :20]]
+    clips.append([random_frame(RNG, "rgb", 40, 70, correction=CORRECTIONS[0]) for _ in range(4)])
     sampler = sama.VideoSampler(**SMALL, backend=backend)
     batch = sampler(clips)
-    assert batch.shape == (4, 3, 4, 16, 36)
+    assert batch.shape == (5, 3, 4, 16, 36)
     for clip, x in zip(clips, batch):
         assert torch.equal(sampler([clip])[0], x)
 
