@@ -83,7 +83,8 @@ def _add_labels(command: ArgumentParser):
 def _add_reading(command: ArgumentParser):
     windows = "one clip in each window of this many seconds, instead of a few for the whole video"
     command.add_argument("--every", type=float, metavar="SECONDS", help=windows)
-    command.add_argument("--decoder", type=str, default="auto", help="auto or pyav")
+    decoders = "pyav, dali, nvcodec, or auto: for each file the GPU's where it can decode it, else pyav"
+    command.add_argument("--decoder", type=str, default="auto", help=decoders)
 
 
 def _add_model(command: ArgumentParser):

@@ -145,7 +145,7 @@ def test_hevc_skips_the_top_layer_only(tmp_path):
     def layers(name):
         options = {"x265-params": X265 + ":temporal-layers=3"}
         with open_video(write_video(tmp_path / name, "libx265", options=options)) as video:
-            index = video._index
+            index = video.index
             assert index.skippable == [packet.layer == 2 for packet in index.packets]
             return [packet.layer for packet in index.packets]
 
@@ -156,14 +156,14 @@ def test_hevc_skips_the_top_layer_only(tmp_path):
 def test_late_seek_starts_over(clip, monkeypatch):
     """A container that lands behind the wanted key frame costs time, never a wrong frame."""
     monkeypatch.setattr(pyav_decoder, "SEEK_BYTES", 0)
-    seek = pyav_decoder._Source.seek
+    seek = pyav_decoder.Source.seek
 
     def seek_late(source, index, number):
         seek(source, index, number)
         if number:
             list(zip(range(20), source.packets()))
 
-    monkeypatch.setattr(pyav_decoder._Source, "seek", seek_late)
+    monkeypatch.setattr(pyav_decoder.Source, "seek", seek_late)
     expected = full_decode(clip("h264.mp4"))
     with open_video(clip("h264.mp4")) as video:
         for n, frame in video.frames([3, 20, 38]):
@@ -589,7 +589,7 @@ def test_closed_video_is_refused(clip):
 
 
 def test_unknown_decoder_lists_the_known(clip):
-    with pytest.raises(ValueError, match="unknown decoder 'dali2'; known: auto, pyav"):
+    with pytest.raises(ValueError, match="unknown decoder 'dali2'; known: auto, dali, nvcodec, pyav"):
         open_video(clip("h264.mp4"), decoder="dali2")
     with pytest.raises(ValueError, match="threads must be at least 1, or None; got 0"):
         open_video(clip("h264.mp4"), threads=0)

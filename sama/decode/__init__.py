@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
+    from sama.decode.pyav import PyavVideo
     from sama.frames import Frame
 
 
@@ -85,38 +87,80 @@ class Video(Protocol):
 
 
 class Decoder(NamedTuple):
-    """Where a decoder lives: `module.cls(path, threads=...)`, usable where `library` can be imported."""
+    """Where a decoder lives: `module.cls(path, threads=...)`, usable where `library` can be imported.
+
+    gpu: it takes `device=` too, and "auto" asks its module's `refusal` about each file, on a GPU only
+    """
 
     module: str
     cls: str
     library: str
     install: str
+    gpu: bool = False
 
     def available(self) -> bool:
-        return find_spec(self.library) is not None
+        try:
+            return find_spec(self.library) is not None
+        except ModuleNotFoundError:  # the package around it is missing
+            return False
 
 
-DECODERS = {  # "auto" takes the first available one
+DECODERS = {  # "auto" takes the first available one that is for the file
+    "dali": Decoder("sama.decode.dali", "DaliVideo", "nvidia.dali", 'pip install "sama-vqa[dali]"', gpu=True),
+    "nvcodec": Decoder(
+        "sama.decode.nvcodec", "NvcodecVideo", "PyNvVideoCodec", 'pip install "sama-vqa[nvcodec]"', True
+    ),
     "pyav": Decoder("sama.decode.pyav", "PyavVideo", "av", "pip install av"),
 }
 
 
-def open_video(path: str | PathLike[str], *, decoder: str = "auto", threads: int | None = None) -> Video:
+def open_video(
+    path: str | PathLike[str],
+    *,
+    decoder: str = "auto",
+    threads: int | None = None,
+    device: str | torch.device | None = None,
+) -> Video:
     """Open a video file.
 
-    decoder: a name in `DECODERS`, or "auto". threads: decoding threads of this video; None lets the decoder choose.
+    decoder: a name in `DECODERS`, or "auto": for each file a GPU's decoder where there is a GPU, the decoder's library,
+        and a stream that both can decode; otherwise "pyav". A named decoder never falls back.
+    threads: decoding threads of this video; None lets the decoder choose.
+    device: where to decode, "cpu", "cuda" or "cuda:N"; None is a GPU where there is one. "pyav" decodes to main memory.
 
-    DecodeError where the file is missing or no readable video; ValueError for an unknown decoder or a bad thread count;
-    ImportError where the decoder's library is not installed.
+    DecodeError where the file is missing or no readable video, or none for the named decoder; ValueError for an unknown
+    decoder or a bad thread count; ImportError where the decoder's library is not installed.
     """
     if decoder != "auto" and decoder not in DECODERS:
         raise ValueError(f"unknown decoder {decoder!r}; known: auto, {', '.join(DECODERS)}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, or None; got {threads}")
-    candidates = DECODERS if decoder == "auto" else [decoder]
-    chosen = next((DECODERS[name] for name in candidates if DECODERS[name].available()), None)
-    if chosen is None:
-        hints = " or ".join(f"`{DECODERS[name].install}`" for name in candidates)
-        raise ImportError(f"no library to decode with (decoder={decoder!r}); install one with {hints}")
+    name = "pyav" if decoder == "auto" else decoder
+    chosen = DECODERS[name]
+    if not chosen.available():
+        raise ImportError(f"no library to decode with (decoder={decoder!r}); install it with `{chosen.install}`")
     video_class = getattr(import_module(chosen.module), chosen.cls)
-    return video_class(fsdecode(path), threads=threads)
+    if chosen.gpu:
+        return video_class(fsdecode(path), threads=threads, device=device)
+    video = video_class(fsdecode(path), threads=threads)
+    return _on_gpu(video, device) if decoder == "auto" else video
+
+
+def _on_gpu(video: PyavVideo, device: str | torch.device | None) -> Video:
+    """The first GPU decoder that is for the file, or `video` itself."""
+    candidates = [decoder for decoder in DECODERS.values() if decoder.gpu and decoder.available()]
+    if not candidates or str(device).startswith("cpu"):
+        return video
+    import torch
+
+    if not torch.cuda.is_available():
+        return video
+    where = torch.device(device or "cuda")
+    for decoder in candidates:
+        try:
+            module = import_module(decoder.module)
+        except (ImportError, OSError, RuntimeError):  # installed, but its driver is not
+            continue
+        if module.refusal(video, where) is None:
+            return getattr(module, decoder.cls)(video.info.path, device=where, index=video)
+    return video

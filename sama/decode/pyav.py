@@ -47,7 +47,11 @@ FULL_RANGE_TAG = 2  # AVCOL_RANGE_JPEG
 
 
 class PyavVideo:
-    """`sama.decode.Video` with PyAV. threads: None for as many as there are cores and `default_threads` allows."""
+    """`sama.decode.Video` with PyAV. threads: None for as many as there are cores and `default_threads` allows.
+
+    What other decoders go by, too: index (None where time stamps do not tell), decoded_size (width, height),
+    orientation, matrix (None: neither BT.601 nor BT.709), full_range, num_streams (video streams, cover pictures too).
+    """
 
     def __init__(self, path: str, *, threads: int | None = None):
         check_file(path)
@@ -55,7 +59,7 @@ class PyavVideo:
         self._path = path
         self._threads = threads
         self._closed = False
-        self._source: _Source | None = _Source(path, threads)
+        self._source: Source | None = Source(path, threads)
         try:
             self._open()
         except BaseException:
@@ -70,17 +74,19 @@ class PyavVideo:
         if first is None:
             why = f" ({source.error})" if source.error else ""
             raise DecodeError(self._path, f"none of its {len(packets)} {source.codec} packets can be decoded{why}")
-        self._orientation = Orientation.of(first)
-        self._size = first.width, first.height
-        self._index = PacketIndex.of(packets, source, first)
-        if self._index is None:
+        self.orientation = Orientation.of(first)
+        self.decoded_size = first.width, first.height
+        self.matrix, self.full_range = color_of(first)
+        self.num_streams = len(source.container.streams.video)
+        self.index = PacketIndex.of(packets, source, first)
+        if self.index is None:
             self._source = None
             source.close()
             pts = [frame.pts for frame in self._decode_all()]
             last_duration = None
         else:
-            pts = self._index.frame_pts
-            last_duration = packets[self._index.packet_of_frame[-1]].duration
+            pts = self.index.frame_pts
+            last_duration = packets[self.index.packet_of_frame[-1]].duration
         num_frames = len(pts)
         if not num_frames:
             raise DecodeError(self._path, f"none of its {len(packets)} {source.codec} packets can be decoded")
@@ -88,47 +94,45 @@ class PyavVideo:
         span = float(self._seconds[-1])
         usual_gap = span / (num_frames - 1) if num_frames > 1 else 1 / source.nominal_fps
         duration = span + (float(last_duration * source.time_base) if last_duration else usual_gap)
-        turned = self._orientation.quarter_turns % 2
+        turned = self.orientation.quarter_turns % 2
         self.info = VideoInfo(
             path=self._path,
             num_frames=num_frames,
-            width=self._size[turned],
-            height=self._size[1 - turned],
-            rotation=90 * self._orientation.quarter_turns,
-            mirrored=self._orientation.mirrored,
+            width=self.decoded_size[turned],
+            height=self.decoded_size[1 - turned],
+            rotation=90 * self.orientation.quarter_turns,
+            mirrored=self.orientation.mirrored,
             fps=num_frames / duration,
             duration_seconds=duration,
             codec=source.codec,
             pix_fmt=first.format.name,
-            index="decoding" if self._index is None else "packets",
+            index="decoding" if self.index is None else "packets",
         )
 
     def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, Frame]]:
         """As `sama.decode.Video.frames`. Memory does not grow with the number of frames."""
         if self._closed:
             raise ValueError(f"{self._path}: the video is closed")
-        return self._frames(self._checked(indices))
+        return self._frames(self.checked(indices))
 
     def seconds(self, indices: Iterable[int]) -> np.ndarray:
         """As `sama.decode.Video.seconds`."""
         indices = list(indices)
-        self._checked(indices)
+        self.checked(indices)
         return self._seconds[indices] if indices else np.empty(0)
 
     def close(self) -> None:
         self._closed = True
+        self.rest()
+
+    def rest(self) -> None:
+        """Close the file; it is opened again once frames are asked for."""
         if self._source is not None:
             self._source.close()
             self._source = None
 
-    def __enter__(self) -> PyavVideo:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def _checked(self, indices: Iterable[int]) -> list[int]:
-        """`indices` without duplicates, in increasing order."""
+    def checked(self, indices: Iterable[int]) -> list[int]:
+        """`indices` without duplicates, in increasing order; IndexError where there is no such frame."""
         wanted = sorted({int(n) for n in indices})
         wrong = [n for n in wanted if not 0 <= n < self.info.num_frames]
         if wrong:
@@ -136,10 +140,16 @@ class PyavVideo:
             raise IndexError(f"{self._path} has frames 0 to {count - 1}; got {', '.join(map(str, wrong[:8]))}")
         return wanted
 
+    def __enter__(self) -> PyavVideo:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
     def _frames(self, wanted: list[int]) -> Iterator[tuple[int, Frame]]:
         missing = list(reversed(wanted))
         reformatter = VideoReformatter()
-        if self._index is not None:
+        if self.index is not None:
             for n, frame in self._decode_planned(wanted):
                 missing.pop()
                 yield n, self._convert(n, frame, reformatter)
@@ -160,16 +170,12 @@ class PyavVideo:
 
     def _decode_planned(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """The wanted frames; fewer where the decoder's output does not agree with the index."""
-        index = self._index
-        source = self._source or _Source(self._path, self._threads)
+        index = self.index
+        source = self._source or Source(self._path, self._threads)
         self._source = None
         try:
             for run in index.runs(wanted):
-                if source.position > run.first or index.bytes_between(source.position, run.first) > SEEK_BYTES:
-                    source.seek(index, run.first)
-                if source.position > run.first:  # the seek failed: read from the start
-                    source.close()
-                    source = _Source(self._path, self._threads)
+                source = self.positioned(source, run)
                 pending = list(reversed(run.frames))
                 for frame in source.decode_run(index, run):
                     self.decoded += 1
@@ -183,9 +189,38 @@ class PyavVideo:
         finally:
             source.close()
 
+    def packets(self, wanted: list[int]) -> Iterator[tuple[int, Source, av.Packet | None]]:
+        """What a decoder that is not FFmpeg's needs for `wanted` (increasing numbers): `(number, source, packet)` in
+        file order, and None in place of a packet where some are left out before the next one."""
+        source = Source(self._path, self._threads)
+        try:
+            end = 0
+            for run in self.index.runs(wanted):
+                source = self.positioned(source, run)
+                if run.first != end:
+                    yield run.first, source, None
+                end = run.last + 1
+                for number, packet in source.packets():
+                    if number >= run.first:
+                        yield number, source, packet
+                    if number >= run.last:
+                        break
+        finally:
+            source.close()
+
+    def positioned(self, source: Source, run: Run) -> Source:
+        """`source`, or a new one in its place, no further than the first packet of a run."""
+        index = self.index
+        if source.position > run.first or index.bytes_between(source.position, run.first) > SEEK_BYTES:
+            source.seek(index, run.first)
+        if source.position > run.first:  # the seek failed: read from the start
+            source.close()
+            source = Source(self._path, self._threads)
+        return source
+
     def _decode_all(self) -> Iterator[av.VideoFrame]:
         """Every frame from the start, without frame threads, which can lose frames at the end of a damaged file."""
-        source = _Source(self._path, self._threads, thread_type="SLICE")
+        source = Source(self._path, self._threads, thread_type="SLICE")
         try:
             for _, packet in source.packets():
                 for frame in source.decode(packet):
@@ -198,12 +233,12 @@ class PyavVideo:
             source.close()
 
     def _convert(self, n: int, frame: av.VideoFrame, reformatter: VideoReformatter) -> Frame:
-        if (frame.width, frame.height) != self._size:
-            width, height = self._size
+        if (frame.width, frame.height) != self.decoded_size:
+            width, height = self.decoded_size
             reason = f"frame {n} is {frame.width}x{frame.height}, the first one {width}x{height}"
             raise DecodeError(self._path, f"{reason}; a change of size is not supported")
         try:
-            return to_frame(frame, self._orientation, reformatter)
+            return to_frame(frame, self.orientation, reformatter)
         except av.error.FFmpegError as error:
             reason = f"frame {n} ({frame.format.name}) cannot be converted to RGB ({error.strerror})"
             raise DecodeError(self._path, reason) from error
@@ -243,7 +278,7 @@ def to_frame(frame: av.VideoFrame, orientation: Orientation, reformatter: VideoR
     FFmpeg interpolates chroma where the height is odd, and flipped columns of an odd width would pair with the wrong
     chroma: both go through RGB.
     """
-    matrix = MATRIX_OF_TAG.get(int(frame.colorspace))
+    matrix, full_range = color_of(frame)
     planar = frame.format.name in ("yuv420p", "yuvj420p") and matrix is not None and frame.height % 2 == 0
     if not planar or (frame.width % 2 and orientation.flips_columns):
         rgb = reformatter.reformat(frame, format="rgb24")
@@ -252,8 +287,14 @@ def to_frame(frame: av.VideoFrame, orientation: Orientation, reformatter: VideoR
         "i420",
         tuple(orientation.view(plane_view(plane)) for plane in frame.planes),
         matrix=matrix,
-        full_range=frame.format.name == "yuvj420p" or int(frame.color_range) == FULL_RANGE_TAG,
+        full_range=full_range,
     )
+
+
+def color_of(frame: av.VideoFrame) -> tuple[Matrix | None, bool]:
+    """Matrix of a frame, None where it is neither of the two, and whether it uses the full range."""
+    full_range = frame.format.name.startswith("yuvj") or int(frame.color_range) == FULL_RANGE_TAG
+    return MATRIX_OF_TAG.get(int(frame.colorspace)), full_range
 
 
 def plane_view(plane: av.video.plane.VideoPlane, bytes_per_pixel: int = 1) -> np.ndarray:
@@ -307,7 +348,7 @@ class PacketIndex:
         self._end = np.cumsum([packet.size for packet in packets])
 
     @classmethod
-    def of(cls, packets: list[Packet], source: _Source, first: av.VideoFrame) -> PacketIndex | None:
+    def of(cls, packets: list[Packet], source: Source, first: av.VideoFrame) -> PacketIndex | None:
         """None where packets do not tell which frames a decode gives, or in which order.
 
         That is: no or equal time stamps; a start in the middle of a group of pictures, whose frames may be lost;
@@ -352,7 +393,7 @@ class PacketIndex:
         return int(self._end[last - 1] - self._end[first - 1]) if 0 < first < last else 0
 
 
-class _Source:
+class Source:
     """One open container, its video stream and decoder; `position` is the number of the packet to be read next."""
 
     def __init__(self, path: str, threads: int | None, *, thread_type: str = "AUTO"):
@@ -441,7 +482,7 @@ class _Source:
         self.context.flush_buffers()
 
 
-def read_packets(source: _Source) -> tuple[list[Packet], av.VideoFrame | None]:
+def read_packets(source: Source) -> tuple[list[Packet], av.VideoFrame | None]:
     """All packets, and the first frame that can be decoded."""
     packets: list[Packet] = []
     first: list[av.VideoFrame] = []
@@ -495,7 +536,7 @@ def hevc_layer(data: memoryview, nal_length: int) -> int:
             return (data[start + 1] & 7) - 1
 
 
-def frame_seconds(pts: list[int | None], source: _Source) -> np.ndarray:
+def frame_seconds(pts: list[int | None], source: Source) -> np.ndarray:
     """float64 `[N]`: time stamps in seconds after the first, or equal steps where they are missing or out of order."""
     if None not in pts and all(a < b for a, b in pairwise(pts)):
         return (np.array(pts, np.int64) - pts[0]) * float(source.time_base)

@@ -1,0 +1,208 @@
+"""Decoding on an NVIDIA GPU with PyNvVideoCodec: NV12 surfaces in its memory, with exact colours and no RGB frame.
+
+    packets of the wanted frames, from PyAV ──Annex B──> NVDEC ──> surfaces, numbered as they were sent ──> frames
+
+Numbers, sizes, times and the choice of packets are those of `sama.decode.pyav`. A packet goes to the GPU with its
+frame's number in place of a time stamp and the surface comes back with it, so no frame can be taken for another.
+
+Only four things of the library are used: `CreateDecoder`, `PacketData`, `Decode`, and frames with `getPTS` and DLPack.
+This was written from the library's documentation and tested with a stand-in for these four; it was never run on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing, nullcontext
+from os import PathLike, fsdecode
+
+import numpy as np
+import PyNvVideoCodec
+import torch
+from av.bitstream import BitStreamFilterContext
+
+from sama.decode import DecodeError, VideoInfo
+from sama.decode.nvdec import gpu_decodable
+from sama.decode.pyav import PyavVideo, Source
+from sama.frames import Frame
+
+CODECS = {"h264": "H264", "hevc": "HEVC", "vp8": "VP8", "vp9": "VP9", "av1": "AV1"}  # names in cudaVideoCodec
+# Units with start codes, as the GPU's parser wants them; parameter sets before every key frame, where a run may begin.
+FILTERS = {"h264": "h264_mp4toannexb,dump_extra", "hevc": "hevc_mp4toannexb,dump_extra"}
+
+
+class NvcodecVideo:
+    """`sama.decode.Video` with PyNvVideoCodec: frames are "nv12" torch tensors on the GPU, of their own memory.
+
+    path: a file; device: "cuda" or "cuda:N", None is the current GPU; threads: taken for the protocol's sake, and not
+    used; index: the open `PyavVideo` of the same file, if there is one already; it is closed with this video
+    DecodeError where the file is no video, or none that this GPU decodes; RuntimeError where there is no GPU.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        *,
+        threads: int | None = None,
+        device: str | torch.device | None = None,
+        index: PyavVideo | None = None,
+    ):
+        path = fsdecode(path)
+        self.device = pick_device(device)
+        self.index = index or PyavVideo(path)
+        self._closed = False
+        try:
+            problem = refusal(self.index, self.device)
+            if problem:
+                raise DecodeError(path, f"the GPU cannot decode it: {problem}; decoder pyav can")
+        except BaseException:
+            self.index.close()
+            raise
+        self.index.rest()
+        self.info: VideoInfo = self.index.info
+
+    def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, Frame]]:
+        """As `sama.decode.Video.frames`. Memory does not grow with the number of frames."""
+        if self._closed:
+            raise ValueError(f"{self.info.path}: the video is closed")
+        return self._frames(self.index.checked(indices))
+
+    def seconds(self, indices: Iterable[int]) -> np.ndarray:
+        """As `sama.decode.Video.seconds`."""
+        return self.index.seconds(indices)
+
+    def close(self) -> None:
+        self._closed = True
+        self.index.close()
+
+    def __enter__(self) -> NvcodecVideo:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _frames(self, wanted: list[int]) -> Iterator[tuple[int, Frame]]:
+        missing, early = list(reversed(wanted)), {}
+        if not wanted:
+            return
+        session = _Session(self.info, self.device)
+        with closing(self._units(wanted)) as units:
+            for n, surface in session.decode(units, set(wanted)):
+                early[n] = surface
+                while missing and missing[-1] in early:
+                    n = missing.pop()
+                    yield n, self._frame(early.pop(n), n)
+                if not missing:
+                    return
+        raise DecodeError(self.info.path, f"damaged or cut short: frame {missing[-1]} did not come out of the GPU")
+
+    def _units(self, wanted: list[int]) -> Iterator[tuple[int, bytes]]:
+        """`(number of the frame, data)` of each packet as the GPU's parser reads them."""
+        filtered = None
+        for number, source, packet in self.index.packets(wanted):
+            if packet is None or filtered is None:
+                filtered = _filter(self.info.codec, source)
+            if packet is not None:
+                pts = self.index.index.packets[number].pts
+                n = self.index.index.frame_of_pts.get(pts, -1) if self.index.index.packets[number].is_shown else -1
+                yield n, b"".join(bytes(unit) for unit in filtered(packet))
+
+    def _frame(self, surface: torch.Tensor, n: int) -> Frame:
+        """[H * 3/2, W] as planes, as displayed."""
+        width, height = self.index.decoded_size
+        if tuple(surface.shape) != (height * 3 // 2, width):
+            expected = f"{(height * 3 // 2, width)}, the NV12 surface of a {width}x{height} frame"
+            raise DecodeError(
+                self.info.path, f"frame {n} came out of the GPU as {tuple(surface.shape)}, not {expected}"
+            )
+        planes = surface[:height], surface[height:].unflatten(1, (width // 2, 2))
+        orientation = self.index.orientation
+        if orientation.mirrored:
+            planes = tuple(plane.flip(1) for plane in planes)
+        if orientation.quarter_turns:
+            planes = tuple(plane.rot90(orientation.quarter_turns, (0, 1)) for plane in planes)
+        return Frame("nv12", planes, matrix=self.index.matrix, full_range=self.index.full_range)
+
+
+class _Session:
+    """One decoder of the GPU, on a stream of its own, for one pass over the packets of a file."""
+
+    def __init__(self, info: VideoInfo, device: torch.device):
+        self.info, self.device = info, device
+        self.stream = None
+        with self._current():
+            if device.type == "cuda":
+                self.stream = torch.cuda.Stream(device)
+            try:
+                self.decoder = PyNvVideoCodec.CreateDecoder(
+                    gpuid=device.index or 0,
+                    codec=getattr(PyNvVideoCodec.cudaVideoCodec, CODECS[info.codec]),
+                    cudacontext=0,  # the one that is current, which is torch's
+                    cudastream=self.stream.cuda_stream if self.stream else 0,
+                    usedevicememory=True,
+                )
+            except Exception as error:
+                raise DecodeError(info.path, f"the GPU's decoder cannot be opened ({error})") from error
+
+    def _current(self):
+        """torch's CUDA context as the current one of this thread."""
+        if self.device.type != "cuda":
+            return nullcontext()
+        torch.cuda.current_stream(self.device).query()
+        return torch.cuda.device(self.device)
+
+    def decode(self, units: Iterator[tuple[int, bytes]], wanted: set[int]) -> Iterator[tuple[int, torch.Tensor]]:
+        """`(number, uint8 [H * 3/2, W])` of wanted frames as they come out, copied: the decoder overwrites its own."""
+        for n, data in units:
+            yield from self._send(n, data, wanted)[1]
+        came_out = True
+        while came_out:  # an empty packet ends the stream
+            came_out, frames = self._send(-1, b"", wanted)
+            yield from frames
+
+    def _send(self, n: int, data: bytes, wanted: set[int]) -> tuple[bool, list[tuple[int, torch.Tensor]]]:
+        """Whether any frame comes out once `data` has gone in, and the wanted ones of them."""
+        packet = PyNvVideoCodec.PacketData()
+        memory = np.frombuffer(data, np.uint8)  # read by the call below, not later
+        if data:
+            packet.bsl_data, packet.bsl, packet.pts = memory.ctypes.data, len(data), n
+        with self._current(), torch.cuda.stream(self.stream) if self.stream else nullcontext():
+            try:
+                surfaces = self.decoder.Decode(packet)
+                numbered = [(surface.getPTS(), surface) for surface in surfaces]
+                frames = [(k, torch.from_dlpack(surface).clone()) for k, surface in numbered if k in wanted]
+            except Exception as error:
+                reason = f"the GPU's decoder failed at the packet of frame {n} ({error})"
+                raise DecodeError(self.info.path, reason) from error
+        if self.stream and frames:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self.stream)
+            for _, frame in frames:
+                frame.record_stream(current)
+        return bool(numbered), frames
+
+
+def _filter(codec: str, source: Source):
+    """A function of a packet that gives its data, in one or more packets, as the GPU's parser wants it."""
+    if codec not in FILTERS:
+        return lambda packet: [packet]
+    return BitStreamFilterContext(FILTERS[codec], source.stream).filter
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The GPU that is meant, with its number."""
+    device = torch.device(device or "cuda")
+    if device.type != "cuda":
+        raise ValueError(f'PyNvVideoCodec decodes on "cuda"; got {device}')
+    if not torch.cuda.is_available():
+        raise RuntimeError("PyNvVideoCodec needs an NVIDIA GPU: torch.cuda.is_available() is false")
+    return torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
+
+
+def refusal(video: PyavVideo, device: torch.device) -> str | None:
+    """Why this GPU is not to decode a file, or None."""
+    if video.matrix is None:
+        return "its colour matrix is neither BT.601 nor BT.709"
+    if video.index is None:
+        return "its time stamps do not tell which frames it has"
+    capability = torch.cuda.get_device_capability(device)
+    return gpu_decodable(video.info.codec, video.info.pix_fmt, *video.decoded_size, capability=capability)
