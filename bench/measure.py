@@ -43,7 +43,7 @@ class Row:
 def environment() -> dict[str, str]:
     """What a figure depends on: device, processor, cores, versions, date, commit."""
     versions = {}
-    for name in ("torch", "triton", "numba", "av"):
+    for name in ("torch", "triton", "numba", "av", "nvidia-dali-cuda130", "PyNvVideoCodec"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

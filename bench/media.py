@@ -1,4 +1,4 @@
-"""Test clips from real photographs: panned, zoomed, with grain, encoded with x264. Made once, kept in `bench/clips`."""
+"""Test clips from real photographs: panned, zoomed, with grain, encoded. Made once, kept in `bench/clips`."""
 
 from __future__ import annotations
 
@@ -26,31 +26,59 @@ class Size(NamedTuple):
 SIZES = {size.name: size for size in (Size("540p", 960, 540), Size("1080p", 1920, 1080), Size("2160p", 3840, 2160))}
 
 
-def clip_path(size: Size, seconds: float, progress=None) -> Path:
+class Codec(NamedTuple):
+    """An encoder as platforms use it, for files of moderate quality; a key frame every 250 frames at most."""
+
+    encoder: str
+    options: dict[str, str]
+    format: str
+
+
+CODECS = {  # "h264": B-frames with a pyramid
+    "h264": Codec("libx264", {"preset": "veryfast", "crf": "23"}, "mp4"),
+    "hevc": Codec("libx265", {"preset": "ultrafast", "crf": "26", "x265-params": "log-level=error"}, "mp4"),
+    "vp9": Codec("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "32", "b": "0", "g": "250"}, "webm"),
+    "mjpeg": Codec("mjpeg", {"qscale": "4"}, "avi"),
+}
+
+
+def clip_path(size: Size, seconds: float, progress=None, codec: str = "h264") -> Path:
     """The path of the test clip of this size and length, made first if it is not there.
 
     progress: called once per frame made
     """
-    path = FOLDER / f"{size.name}-{seconds:g}s.mp4"
+    kind = "" if codec == "h264" else f"-{codec}"
+    path = FOLDER / f"{size.name}-{seconds:g}s{kind}.{CODECS[codec].format}"
     if not path.exists():
         FOLDER.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".part")
-        encode(unfinished, size, int(seconds * FPS), progress)
+        encode(unfinished, size, int(seconds * FPS), progress, codec=codec)
         unfinished.replace(path)
     return path
 
 
-def encode(path: Path, size: Size, frames: int, progress=None):
-    """x264 as platforms use it: B-frames with a pyramid, a key frame every 250 frames at most, CRF 23, BT.709."""
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "23"})
-        stream.width, stream.height, stream.pix_fmt = size.width, size.height, "yuv420p"
+def encode(
+    path: Path,
+    size: Size,
+    frames: int,
+    progress=None,
+    *,
+    codec: str = "h264",
+    matrix: Colorspace = Colorspace.ITU709,
+    color_range: ColorRange = ColorRange.MPEG,
+):
+    """Encode `pictures`. matrix, color_range: tags; the pictures are made for the first ones."""
+    encoder, options, format = CODECS[codec]
+    with av.open(str(path), "w", format=format) as container:
+        stream = container.add_stream(encoder, rate=FPS, options=options)
+        pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = size.width, size.height, pix_fmt
         stream.codec_context.time_base = Fraction(1, FPS)
-        stream.codec_context.colorspace = Colorspace.ITU709
-        stream.codec_context.color_range = ColorRange.MPEG
+        stream.codec_context.colorspace = matrix
+        stream.codec_context.color_range = color_range
         for number, picture in enumerate(pictures(size, frames)):
-            frame = av.VideoFrame.from_ndarray(picture, format="yuv420p")
-            frame.pts = number
+            frame = av.VideoFrame.from_ndarray(picture, format=pix_fmt)
+            frame.pts, frame.colorspace, frame.color_range = number, matrix, color_range
             container.mux(stream.encode(frame))
             if progress:
                 progress()
