@@ -19,6 +19,7 @@ import sama
 from sama.frames import Clip
 from sama.kernels import layout as layouts
 from sama.kernels import reference
+from sama.kernels.color import correction
 from sama.plan import Plan, plan_video
 from sama.sampler import MEAN, STD
 
@@ -89,14 +90,19 @@ def timed(call, repeats: int) -> list[float]:
     return [start.elapsed_time(end) / 1e3 for start, end in pairs]
 
 
-def random_clips(count: int, frames: int, height: int, width: int, yuv: bool) -> list[Clip]:
+SOURCES = ("rgb", "rgb corrected", "nv12")  # the second as DALI gives it
+
+
+def random_clips(count: int, frames: int, height: int, width: int, source: str) -> list[Clip]:
     """Clips of noise on the device: zeros would be flattered by it."""
     half = (height + 1) // 2, (width + 1) // 2
-    shapes = [(height, width), (*half, 2)] if yuv else [(height, width, 3)]
+    layout = source.split()[0]
+    shapes = [(height, width), (*half, 2)] if layout == "nv12" else [(height, width, 3)]
     return [
         Clip(
-            "nv12" if yuv else "rgb",
+            layout,
             tuple(torch.randint(0, 256, (frames, *shape), dtype=torch.uint8, device="cuda") for shape in shapes),
+            correction=correction("bt601", "bt709", False) if source == "rgb corrected" else None,
         )
         for _ in range(count)
     ]
@@ -108,16 +114,17 @@ FORMS = tuple(itertools.product(layouts.LAYOUTS, (torch.float32, torch.float16, 
 def kernel_rows(
     height: int, width: int, *, mode="sama", batch=16, repeats=50, blocks=(None,), warps=(None,), forms=FORMS
 ):
-    """Clips/s of the kernel for both sources and all forms of output, with bytes and share of the copy."""
+    """Clips/s of the kernel for all sources and all forms of output, with bytes and share of the copy."""
     from sama.kernels import fused
 
     bandwidth = copy_bandwidth()
     plan = plan_video(mode, height, width)
-    for yuv in (False, True):
-        clip_bytes = 32 * height * width * (1.5 if yuv else 3)
-        clips = random_clips(max(batch, int(SOURCE_BYTES // clip_bytes)), 32, height, width, yuv)
-        rgb = reference.to_rgb(clips[0]).cpu()
-        expected = reference.normalize(reference.sample(rgb, plan), MEAN, STD)  # on the CPU, where nothing is fused
+    for source in SOURCES:
+        clip_bytes = 32 * height * width * (1.5 if source == "nv12" else 3)
+        clips = random_clips(max(batch, int(SOURCE_BYTES // clip_bytes)), 32, height, width, source)
+        rgb = reference.to_rgb(replace(clips[0], correction=None)).cpu()
+        sampled = reference.sample(rgb, plan, clips[0].correction)  # on the CPU, where nothing is fused
+        expected = reference.normalize(sampled, MEAN, STD)
         groups = [clips[k : k + batch] for k in range(0, len(clips) - batch + 1, batch)]
         read = sectors(plan, clips[0].layout)
         for layout, dtype in forms:
@@ -129,12 +136,12 @@ def kernel_rows(
                 launches[0]()
                 error = (out[0].cpu().float() - reference.cut(expected, layout)).abs().max().item()
                 if not error <= (5e-4 if dtype == torch.float32 else 0.02):
-                    raise RuntimeError(f"kernel is {error} off the reference: {layout} {dtype} {yuv=}")
+                    raise RuntimeError(f"kernel is {error} off the reference: {layout} {dtype} {source}")
                 seconds = timed(lambda k, launches=launches: launches[k % len(launches)](), repeats)
                 p20, p50, p80 = (float(np.percentile(seconds, q)) for q in (20, 50, 80))
                 yield {
                     "device": torch.cuda.get_device_name(),
-                    "source": "nv12" if yuv else "rgb",
+                    "source": source,
                     "size": f"{width}x{height}",
                     "mode": mode,
                     "layout": layout,
@@ -209,7 +216,7 @@ def main() -> int:
             with options.json.open("a") as file:
                 file.write(json.dumps(row) + "\n")
         print(
-            f"{row['source']:4} {row['layout']:7} {row['dtype']:8} block {row['block']:4} warps {row['num_warps']}: "
+            f"{row['source']:13} {row['layout']:7} {row['dtype']:8} block {row['block']:4} warps {row['num_warps']}: "
             f"{row['clips_per_s']:8.0f} clips/s {row['gigabytes_per_s']:6.0f} GB/s {row['share_of_copy']:4.0%} of copy",
             flush=True,
         )

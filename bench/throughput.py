@@ -1,6 +1,6 @@
 """How fast videos become the model's input, step by step and end to end, beside the published way of doing it.
 
-    python bench/throughput.py [FILE ...] [--quick] [--repeats N] [--sizes 540p,1080p,2160p] [--out FILE.csv]
+    python bench/throughput.py [FILE ...] [--quick] [--repeats N] [--sizes 540p,1080p,2160p] [--decoders] [--out F.csv]
 
 Without files it makes its own test clips, once: real photographs, panned and zoomed, 10 s of H.264 at 540p, 1080p and
 2160p. Everything is compared with the reference before it is timed. --quick: 4 s at 1080p, two repeats, no model.
@@ -50,6 +50,9 @@ def main() -> int:
     parser.add_argument(
         "--model", action=argparse.BooleanOptionalAction, help="measure the model too (not with --quick)"
     )
+    parser.add_argument(
+        "--decoders", action="store_true", help="measure every decoder that can run here too: bench/decoders.py"
+    )
     parser.add_argument("--out", type=Path, help="CSV file (default bench/results/throughput-DEVICE[-quick].csv)")
     options = parser.parse_args()
     repeats = options.repeats or (2 if options.quick else 7)
@@ -73,12 +76,23 @@ def main() -> int:
         found = network.rows(*last, repeats)
         show_all(found)
         rows += found
+    if options.decoders:
+        import decoders
+
+        for path in options.files or [decoders.make_clip(*clip) for clip in decoder_clips(sizes, options.quick)]:
+            rows += decoders.rows(path.stem, path, repeats)
     device = measure.environment()["device"].replace(" ", "-")
     name = f"throughput-{device}{'-quick' if options.quick else ''}.csv"
     out = options.out or measure.RESULTS / name
     measure.write(out, rows)
     print(f"\nrows: {out}")
     return 0
+
+
+def decoder_clips(sizes: list[str], quick: bool) -> list[tuple[str, float, str]]:
+    """Size, seconds and codec of the clips for `--decoders`; H.264 alone where it has to be quick."""
+    codecs = ["h264"] if quick else ["h264", "hevc", "vp9"]
+    return [(size, 4 if quick else 10, codec) for size in sizes for codec in codecs]
 
 
 def make_clip(name: str, seconds: int) -> Path:
