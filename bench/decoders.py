@@ -12,6 +12,7 @@ reason and not measured. On a machine without a GPU: DALI's CPU decoder, which d
 from __future__ import annotations
 
 import argparse
+import ctypes
 import functools
 import os
 import sys
@@ -190,9 +191,18 @@ def memory_note(call: Callable[[], None]) -> str:
     return f"{(before - least[0]) / 2**20:.0f} MiB of device memory at its peak"
 
 
+def trimmed(process: psutil.Process) -> float:
+    """MiB resident after the C library has given back free memory, of which it keeps some; NaN without glibc."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        return float("nan")
+    return process.memory_info().rss / 2**20
+
+
 def growth_rows(count: int) -> list[Row]:
     """Resident memory of this process while DALI decodes `count` files, a clip of each, in batches of four, one of them
-    bad. The pages that its threads touch first come once: what counts is the end."""
+    bad."""
     from sama.decode.dali import DaliDecoder
 
     good = media.clip_path(media.Size("180p", 320, 180), 2, codec="vp9")
@@ -205,12 +215,12 @@ def growth_rows(count: int) -> list[Row]:
         assert [isinstance(result, DecodeError) for result in results] == [False] * 3 + [True]
         del results
         files = 4 * (batch + 1)
-        if files % 40 == 0 or files >= count:
-            resident = process.memory_info().rss / 2**20
-            print(f"{files:5} files: {resident:7.1f} MiB resident", flush=True)
-            found.append(
-                Row(good.stem, f"after {files} files", "dali, cpu", "MiB resident", resident, resident, resident, 1)
-            )
+        if files % 100 == 0 or files in (4, 20) or files >= count:
+            resident, used = process.memory_info().rss / 2**20, trimmed(process)
+            note = f"{used:.1f} MiB once the C library has given back what is free"
+            print(f"{files:5} files: {resident:7.1f} MiB resident, {note}", flush=True)
+            name = f"after {files} files"
+            found.append(Row(good.stem, name, "dali, cpu", "MiB resident", resident, resident, resident, 1, None, note))
     return found
 
 

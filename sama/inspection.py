@@ -86,9 +86,9 @@ def _watch(path, model: QualityModel, every_seconds, decoder):
             maps.append(tokens.mean(0))
             values.append(float(tokens.double().mean()))
             if number == middle:
-                picture_input = _as_video(clip, model)
+                picture_input = _as_video(clip.cpu(), model)
         (_, frame), *_ = video.frames([video.info.num_frames // 2])
-        picture = reference.to_rgb(frame).numpy()
+        picture = reference.to_rgb(frame).cpu().numpy()
     steps = sorted({0, picture_input.shape[1] // 2, picture_input.shape[1] - 1})
     return picture, [mosaic(picture_input, t) for t in steps], torch.stack(maps), values, seconds.tolist()
 

@@ -214,6 +214,8 @@ class QualityModel:
 
     def values(self, samples: Sequence[torch.Tensor], batch: int | None = None) -> list[float]:
         """One score for each sample. With `batch`, the batch is filled up to it, so that its shape never changes."""
+        if len({sample.device for sample in samples}) > 1:  # some files were decoded on the GPU, some were not
+            samples = [sample.to(self.device) for sample in samples]
         stacked = torch.stack(list(samples))
         if batch and len(stacked) < batch and (self.compiled or self.device.type != "cpu"):
             filling = stacked.new_zeros(batch - len(stacked), *stacked.shape[1:])

@@ -52,6 +52,7 @@ class DaliDecoder:
 
     def __init__(self, device: str | torch.device | None = None, *, threads: int | None = None):
         self.device = pick_device(device)
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._context = None
         if threads is not None:
             index = {"device_id": self.device.index} if self.device.type == "cuda" else {}
@@ -61,8 +62,10 @@ class DaliDecoder:
         """A result for each request, in order: the clip, or the error that names the file. No file ends a batch.
 
         requests: (path, or an open `DaliVideo`; frame numbers, int64 [n], in any order, any number of times)
-        clips: layout "rgb", uint8 [n, H, W, 3] on the device, as displayed, with the correction of DALI's colours. They
-            may share one piece of memory: it is free once the last of a batch is let go.
+        clips: layout "rgb", uint8 [n, H, W, 3] on the device, as displayed, with the correction of DALI's colours. In
+            main memory they share one piece, which is free once the last of a batch is let go. On a GPU each is copied
+            out of DALI's memory, of which DALI knows not when other streams have read it; it is ready for the stream
+            that is current here, and other streams have to be told of (`Tensor.record_stream`). Nothing waits for them.
         ValueError where a request asks for no frames. Frames beyond the end of a file are that file's `DecodeError`.
         """
         results: list[Clip | DecodeError | None] = [None] * len(requests)
@@ -85,7 +88,8 @@ class DaliDecoder:
         if not jobs:
             return
         try:
-            tensors = self._call(jobs)
+            with self._aside():
+                tensors = self._call(jobs)
         except Exception as error:  # DALI raises RuntimeError and others, with no type of its own
             if len(jobs) == 1:
                 yield jobs[0], DecodeError(jobs[0].video.info.path, f"DALI cannot decode it ({reason_of(error)})")
@@ -93,11 +97,24 @@ class DaliDecoder:
                 for job in jobs:
                     yield from self._decode([job])
             return
+        results = []
         for job, tensor in zip(jobs, tensors):
             try:
-                yield job, job.clip(tensor)
+                with self._aside():
+                    results.append(job.clip(tensor))
             except DecodeError as error:
-                yield job, error
+                results.append(error)
+        if self._stream:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self._stream)
+            for clip in results:
+                if isinstance(clip, Clip):
+                    clip.planes[0].record_stream(current)
+        yield from zip(jobs, results)
+
+    def _aside(self):
+        """A stream of its own, so that looking at frames does not wait for what else the GPU does."""
+        return torch.cuda.stream(self._stream) if self._stream else nullcontext()
 
     def _call(self, jobs: list[_Job]) -> list[torch.Tensor]:
         """uint8 [n, H, W, 3] for each job, the frames once each, as DALI decodes them."""
@@ -204,7 +221,9 @@ class _Job:
         path, expected = self.video.info.path, (len(self.frames), height, width, 3)
         if tuple(tensor.shape) != expected:
             raise DecodeError(path, f"DALI gave frames of shape {tuple(tensor.shape)}; its index says {expected}")
-        self._check_black(tensor)
+        if tensor.is_cuda:
+            tensor = tensor.clone()
+        self._check_black(tensor)  # waits for the copy
         if self.places is not None:
             tensor = tensor[torch.from_numpy(self.places).to(tensor.device)]
         if self.video.orientation.mirrored:
