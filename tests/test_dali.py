@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import av
 import numpy as np
-import psutil
 import pytest
 import torch
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
@@ -359,7 +358,7 @@ def test_inputs_of_a_score_are_close_to_pyavs(tmp_path, space):
 
 
 GROWTH = """
-import sys
+import ctypes, sys
 import numpy as np, psutil
 from sama.decode.dali import DaliDecoder
 decoder, paths = DaliDecoder("cpu", threads=2), sys.argv[1:]
@@ -367,13 +366,16 @@ def resident(rounds):
     for _ in range(rounds):
         results = decoder.decode([(path, np.arange(0, 40, 4)) for path in paths])
     assert sum(hasattr(result, "planes") for result in results) == 3, results
+    del results
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # or the C library keeps some of what is free
     return psutil.Process().memory_info().rss
 print(resident(5), resident(15))
 """
 
 
 def test_memory_does_not_grow(clip, tmp_path):
-    """60 more files, a quarter of them bad, after 20: less than one decoded clip of them all."""
+    """60 more files, a quarter of them bad, after 20."""
     bad = tmp_path / "bad.avi"
     blob = bytearray(Path(clip("mjpeg.avi")).read_bytes())
     rng = np.random.default_rng(7)
@@ -384,8 +386,7 @@ def test_memory_does_not_grow(clip, tmp_path):
     run = subprocess.run([sys.executable, "-c", GROWTH, *paths], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     before, after = map(int, run.stdout.split())
-    assert after - before < 8 << 20
-    assert psutil.Process().memory_info().rss  # of this process: the figures above are bytes, too
+    assert after - before < 4 << 20
 
 
 def test_import_of_the_package_does_not_bring_dali():

@@ -155,6 +155,16 @@ def test_says_that_there_is_no_gpu(monkeypatch, clip):
     sys.modules.pop("sama.decode.nvcodec", None)
 
 
+def test_says_that_there_is_no_driver(monkeypatch, tmp_path, clip):
+    """The library fails at its import, with a long text of which one line is passed on."""
+    (tmp_path / "PyNvVideoCodec.py").write_text('raise RuntimeError("libnvidia-encode.so.1 is missing\\n\\nSTEPS...")')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "PyNvVideoCodec", raising=False)
+    monkeypatch.delitem(sys.modules, "sama.decode.nvcodec", raising=False)
+    with pytest.raises(ImportError, match=r"cannot be used: libnvidia-encode\.so\.1 is missing$"):
+        open_video(clip("h264.mp4"), decoder="nvcodec")
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", [name for name in CLIPS if not name.startswith("av1")])
 def test_gpu_frames_are_those_of_pyav(clip, name):

@@ -16,7 +16,6 @@ from contextlib import closing, nullcontext
 from os import PathLike, fsdecode
 
 import numpy as np
-import PyNvVideoCodec
 import torch
 from av.bitstream import BitStreamFilterContext
 
@@ -24,6 +23,12 @@ from sama.decode import DecodeError, VideoInfo
 from sama.decode.nvdec import gpu_decodable
 from sama.decode.pyav import PyavVideo, Source
 from sama.frames import Frame
+
+try:
+    import PyNvVideoCodec
+except RuntimeError as error:  # what it raises, with pages of advice, where the driver's video libraries are missing
+    reason = str(error).partition("\n")[0]
+    raise ImportError(f"PyNvVideoCodec is installed, but cannot be used: {reason}") from error
 
 CODECS = {"h264": "H264", "hevc": "HEVC", "vp8": "VP8", "vp9": "VP9", "av1": "AV1"}  # names in cudaVideoCodec
 # Units with start codes, as the GPU's parser wants them; parameter sets before every key frame, where a run may begin.
