@@ -81,7 +81,7 @@ class DaliDecoder:
                 video = target if isinstance(target, DaliVideo) else DaliVideo(target, decoder=self)
                 jobs.append(_Job.of(place, video, numbers))
             except DecodeError as error:
-                results[place] = error
+                results[place] = bare(error)
         for job, result in self._decode(jobs):
             results[job.place] = result
         return results
@@ -107,7 +107,7 @@ class DaliDecoder:
                 with self._aside():
                     results.append(job.clip(tensor))
             except DecodeError as error:
-                results.append(error)
+                results.append(bare(error))
         if self._stream:
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self._stream)
@@ -298,6 +298,11 @@ def correction_of(video: PyavVideo) -> Correction | None:
     if video.matrix == MATRIX and not floored:
         return None
     return correction(MATRIX, video.matrix, video.full_range, floored=floored)
+
+
+def bare(error: DecodeError) -> DecodeError:
+    """The same without its traceback, which would keep all frames of its batch in memory."""
+    return DecodeError(error.path, error.reason)
 
 
 def read_bytes(path: str) -> np.ndarray:
