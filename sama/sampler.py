@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from sama.frames import Clip, Frame
-from sama.kernels import reference
+from sama.kernels import enlarge, reference
 from sama.kernels.layout import LAYOUTS, OutputLayout, shape
 from sama.plan import (
     IMAGE_MODES,
@@ -43,6 +43,8 @@ BACKENDS: tuple[Backend, ...] = ("auto", "reference", "cpu", "triton")
 MEAN = (123.675, 116.28, 103.53)  # of ImageNet, R, G, B in 0..255
 STD = (58.395, 57.12, 57.375)
 ENLARGE_BELOW = 256  # images with a shorter side are enlarged to it before anything else
+LARGEST_COPY = 1 << 22  # pixels of an enlarged image; beyond, only its taps are computed
+LONGEST_SIDE = 1 << 24  # pixels: coordinates are float32
 
 Source = Clip | Sequence[Frame]
 
@@ -314,7 +316,9 @@ class ImageSampler(_Sampler):
     """Images to the input of the image model; the parameters are those of `VideoSampler`.
 
     mode: "sama", "sama-spm" or "fragment"
-    Images whose shorter side is below 256 pixels are first enlarged to it with Pillow's bilinear filter.
+    Images whose shorter side is below 256 pixels are first enlarged to it as Pillow's bilinear filter does. Where that
+    would take more than 4 megapixels (an image of 2 x 4000 would become one of 256 x 512000), the enlarged image is
+    not made: what the input shows of it is computed tap by tap, the same values, by NumPy whatever the backend.
     """
 
     modes = IMAGE_MODES
@@ -347,20 +351,33 @@ class ImageSampler(_Sampler):
         train: draw the offsets, a flip (probability 0.5) and an angle (uniform in [-45, 45] degrees), image by image
         draws, flip, angle: one for a single image or a list, in place of those draws; degrees counter-clockwise
         returns: [B, 3, Gh*fh, Gw*fw] on the device of the images
-        ValueError or TypeError for a wrong shape, dtype, length or device.
+        ValueError or TypeError for a wrong shape, dtype, length or device, or a side that would be enlarged to more
+        than 2**24 pixels.
         """
-        sources = [Clip("rgb", (_enlarge(image)[None],)) for image in _image_arrays(images)]
-        draws, flips, angles = self._augmentation(sources, train, draws, flip, angle, _generator(generator))
+        images = _image_arrays(images)
+        sizes = [_enlarged_size(*image.shape[:2]) for image in images]
+        draws, flips, angles = self._augmentation(sizes, train, draws, flip, angle, _generator(generator))
         settings = {"grid": self.grid, "fragment": self.fragment}
         plans = [
-            plan_image(self.mode, *_size_of(source), draws=pair, flip=flip, angle=angle, **settings)
-            for source, pair, flip, angle in zip(sources, draws, flips, angles)
+            plan_image(self.mode, *size, draws=pair, flip=flip, angle=angle, **settings)
+            for size, pair, flip, angle in zip(sizes, draws, flips, angles)
         ]
-        return self._run(plans, sources)[:, :, 0]
+        sources = [_enlarge(image, *size) for image, size in zip(images, sizes)]
+        whole = [k for k, source in enumerate(sources) if source is not None]
+        if len(whole) == len(images):
+            return self._run(plans, sources)[:, :, 0]
+        device = _device([Clip("rgb", (image[None],)) for image in images])
+        out = torch.empty(len(images), 3, *self.size, dtype=self.dtype, device=device)
+        if whole:
+            out[whole] = self._run([plans[k] for k in whole], [sources[k] for k in whole])[:, :, 0]
+        for k in sorted({*range(len(images))} - {*whole}):
+            x = torch.from_numpy(enlarge.sample(_as_array(images[k]), plans[k]))[:, None]
+            out[k] = reference.normalize(x, **self._scaling)[:, 0]
+        return out
 
-    def _augmentation(self, sources, train, draws, flip, angle, generator):
+    def _augmentation(self, sizes, train, draws, flip, angle, generator):
         """Draws, flip and angle of every image: what was given, else drawn in training, else none."""
-        count = len(sources)
+        count = len(sizes)
         if draws is not None and count == 1 and np.ndim(draws[0]) in (2, 3) and len(draws) == 2:
             draws = [draws]
         given = {"draws": draws, "flip": flip, "angle": angle}
@@ -371,9 +388,9 @@ class ImageSampler(_Sampler):
                 raise ValueError(f"{name} must be one a image; got {len(values)} for {count} images")
             columns[name] = values
         if train:
-            for k, source in enumerate(sources):
+            for k, size in enumerate(sizes):
                 settings = {"grid": self.grid, "fragment": self.fragment, "generator": generator}
-                drawn = draw_image(self.mode, *_size_of(source), **settings), *draw_flip_angle(generator)
+                drawn = draw_image(self.mode, *size, **settings), *draw_flip_angle(generator)
                 for name, value in zip(columns, drawn):
                     columns[name][k] = value if columns[name][k] is None else columns[name][k]
         return columns["draws"], [bool(flip) for flip in columns["flip"]], columns["angle"]
@@ -447,18 +464,34 @@ def _image_arrays(images) -> list:
     return images
 
 
-def _enlarge(image):
-    """Images below 256 pixels, enlarged by Pillow as in the published training: `int(size * 256 / shorter side)`."""
-    height, width = image.shape[:2]
+def _enlarged_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width of an image as the published training makes them: `int(size * 256 / shorter side)`."""
     short = min(height, width)
     if short >= ENLARGE_BELOW:
-        return image
-    from PIL import Image
+        return height, width
+    size = int(height * ENLARGE_BELOW / short), int(width * ENLARGE_BELOW / short)
+    if max(size) > LONGEST_SIDE:
+        raise ValueError(
+            f"an image of {width}x{height} pixels is too narrow: enlarged to {ENLARGE_BELOW} on its shorter side it "
+            f"would have {max(size):,} on the longer; at most {LONGEST_SIDE:,}"
+        )
+    return size
 
-    size = int(width * ENLARGE_BELOW / short), int(height * ENLARGE_BELOW / short)
-    array = image.cpu().numpy() if isinstance(image, torch.Tensor) else image
-    enlarged = np.array(Image.fromarray(np.ascontiguousarray(array)).resize(size, Image.Resampling.BILINEAR))
-    return torch.from_numpy(enlarged).to(image.device) if isinstance(image, torch.Tensor) else enlarged
+
+def _enlarge(image, height: int, width: int) -> Clip | None:
+    """The image at that size, by Pillow where that is larger than it is; None where it would be a very large one."""
+    if (height, width) != tuple(image.shape[:2]):
+        if height * width > LARGEST_COPY:
+            return None
+        from PIL import Image
+
+        enlarged = np.array(Image.fromarray(_as_array(image)).resize((width, height), Image.Resampling.BILINEAR))
+        image = torch.from_numpy(enlarged).to(image.device) if isinstance(image, torch.Tensor) else enlarged
+    return Clip("rgb", (image[None],))
+
+
+def _as_array(image) -> np.ndarray:
+    return np.ascontiguousarray(image.cpu().numpy() if isinstance(image, torch.Tensor) else image)
 
 
 def _size_of(source: Source) -> tuple[int, int]:
