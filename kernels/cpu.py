@@ -323,22 +323,31 @@ def _sample_frame(
 
 @_jit
 def _nearest(position, size):
-    """Index of the pixel that `position` in [-1, 1] falls on, half to even; may lie outside 0..size-1."""
-    return np.int64(np.rint(((position + _ONE) * np.float32(size) - _ONE) * _HALF))
+    """The pixel that `position` in [-1, 1] falls on, half to even, still as float32; may lie outside 0..size-1."""
+    return np.rint(((position + _ONE) * size - _ONE) * _HALF)
 
 
 @_jit
-def _turned_tap(planes, strides, matrix, flip, size, y, x, c):
-    """The pixel that a flip and a rotation bring to `(y, x)`: 0 where it comes from outside."""
-    from_x = np.float32(x) - np.float32(size[1]) * _HALF + _HALF
-    from_y = np.float32(y) - np.float32(size[0]) * _HALF + _HALF
-    source_x = _nearest(from_x * matrix[0, 0] + from_y * matrix[0, 1], size[1])
-    source_y = _nearest(from_x * matrix[1, 0] + from_y * matrix[1, 1], size[0])
-    if source_x < 0 or source_x >= size[1] or source_y < 0 or source_y >= size[0]:
-        return np.float32(0)
-    if flip:
-        source_x = size[1] - 1 - source_x
-    return np.float32(_byte(planes[c] + source_y * strides[0] + source_x * strides[2]))
+def _turn_taps(y, columns, strides, matrix, flip, size, offsets, inside):
+    """Where a flip and a rotation bring the taps of one row from: byte offsets, and 1 or 0 for outside.
+
+    y: row of the turned image; columns: float32 [2, fw], both taps, from the centre
+    offsets: int64 [2, fw], 0 outside; inside: int32 [2, fw]
+    """
+    height, width = np.float32(size[0]), np.float32(size[1])
+    from_y = np.float32(y) - height * _HALF + _HALF
+    along_x, along_y = from_y * matrix[0, 1], from_y * matrix[1, 1]
+    step = -strides[2] if flip else strides[2]
+    start = (size[1] - 1) * strides[2] if flip else 0
+    for tap in range(2):
+        for k in range(columns.shape[1]):
+            x = _nearest(columns[tap, k] * matrix[0, 0] + along_x, width)
+            y = _nearest(columns[tap, k] * matrix[1, 0] + along_y, height)
+            is_inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            inside[tap, k] = is_inside
+            offsets[tap, k] = np.int64(np.int32(y)) * strides[0] + np.int64(np.int32(x)) * step + start
+            if not is_inside:
+                offsets[tap, k] = 0
 
 
 def _sample_turned(
@@ -348,23 +357,51 @@ def _sample_turned(
     """One image as in `_sample_frame`, each tap looked up through the flip and rotation in packed RGB."""
     fh, fw = fragment
     rows, cols = places
-    for y in range(bands[0] * fh, bands[1] * fh):
-        for x in range(cols.size):
-            bit = 1 if (y // cell[0] + x // cell[1]) % 2 == 0 else 0
-            top, left = origins[bit, y // fh, x // fw]
-            at_y = max(steps[bit, 0] * (np.float32(top + y % fh) + _HALF) - _HALF, np.float32(0))
-            at_x = max(steps[bit, 1] * (np.float32(left + x % fw) + _HALF) - _HALF, np.float32(0))
-            y0, x0 = min(np.int64(at_y), size[0] - 1), min(np.int64(at_x), size[1] - 1)
-            y1, x1 = min(y0 + 1, size[0] - 1), min(x0 + 1, size[1] - 1)
-            wy, wx = at_y - np.float32(y0), at_x - np.float32(x0)
-            for c in range(3):
-                a = _turned_tap(planes, strides, matrix, flip, size, y0, x0, c)
-                b = _turned_tap(planes, strides, matrix, flip, size, y0, x1, c)
-                d = _turned_tap(planes, strides, matrix, flip, size, y1, x0, c)
-                e = _turned_tap(planes, strides, matrix, flip, size, y1, x1, c)
-                value = (_ONE - wy) * ((_ONE - wx) * a + wx * b) + wy * ((_ONE - wx) * d + wx * e)
-                at = base[0] + base[1] * c + rows[y] + cols[x]
-                _store(out, at, (value - mean[c]) * scale[c], bfloat16)
+    low, high = np.empty((2, max(fh, fw)), np.int64), np.empty((2, max(fh, fw)), np.int64)
+    wy, wx = np.empty(fh, np.float32), np.empty((3, fw), np.float32)
+    weights, columns = wx.reshape(-1), np.empty((2, fw), np.float32)
+    offsets, inside = np.empty((2, fw), np.int64), np.empty((2, fw), np.int32)
+    values = np.empty((2, 3, fw), np.int32)
+    flat, line, result = values.reshape((2, 3 * fw)), np.empty((2, 3 * fw), np.float32), np.empty(3 * fw, np.float32)
+    means, scales = np.repeat(mean, fw), np.repeat(scale, fw)
+    half = np.float32(size[1]) * _HALF
+    whole = cell == fragment
+    for i in range(bands[0], bands[1]):
+        for j in range(origins.shape[2]):
+            for bit in range(2):
+                if whole and bit != ((i + j) % 2 == 0):
+                    continue
+                _set_taps(origins[bit, i, j, 0], steps[bit, 0], size[0], low[0], high[0], wy)
+                _set_taps(origins[bit, i, j, 1], steps[bit, 1], size[1], low[1], high[1], wx[0])
+                wx[1:] = wx[0]
+                for k in range(fw):
+                    columns[0, k] = np.float32(low[1, k]) - half + _HALF
+                    columns[1, k] = np.float32(high[1, k]) - half + _HALF
+                top, kept = np.uint64(0), -1
+                for r in range(fh):
+                    bottom = _U1 - top
+                    for source, slot in ((low[0, r], top), (high[0, r], bottom)):
+                        if slot == top and source == kept:
+                            continue
+                        _turn_taps(source, columns, strides, matrix, flip, size, offsets, inside)
+                        for tap in range(2):
+                            for k in range(fw):
+                                at, is_inside = offsets[tap, k], inside[tap, k]
+                                values[tap, 0, k] = np.int32(_byte(planes[0] + at)) * is_inside
+                                values[tap, 1, k] = np.int32(_byte(planes[1] + at)) * is_inside
+                                values[tap, 2, k] = np.int32(_byte(planes[2] + at)) * is_inside
+                        for k in range(3 * fw):
+                            left, right = np.float32(flat[0, k]), np.float32(flat[1, k])
+                            line[slot, k] = (_ONE - weights[k]) * left + weights[k] * right
+                    _blend_lines(line, top, bottom, wy[r], False, means, scales, result)
+                    y = i * fh + r
+                    for c in range(3):
+                        start = base[0] + base[1] * c + rows[y]
+                        for k in range(fw):
+                            x = j * fw + k
+                            if whole or ((y // cell[0] + x // cell[1]) % 2 == 0) == (bit == 1):
+                                _store(out, start + cols[x], result[c * fw + k], bfloat16)
+                    top, kept = bottom, high[0, r]
 
 
 _PAIR = types.UniTuple(int64, 2)
