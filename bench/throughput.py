@@ -1,9 +1,11 @@
 """How fast videos become the model's input, step by step and end to end, beside the published way of doing it.
 
     python bench/throughput.py [FILE ...] [--quick] [--repeats N] [--sizes 540p,1080p,2160p] [--decoders] [--out F.csv]
+    python bench/throughput.py --images [--quick] [--repeats N] [--out F.csv]
 
 Without files it makes its own test clips, once: real photographs, panned and zoomed, 10 s of H.264 at 540p, 1080p and
 2160p. Everything is compared with the reference before it is timed. --quick: 4 s at 1080p, two repeats, no model.
+--images: still images instead, from 0.2 to 48 megapixels, with --quick 12.
 
 Rows go to bench/results/; `python bench/plot.py` draws them.
 """
@@ -53,13 +55,23 @@ def main() -> int:
     parser.add_argument(
         "--decoders", action="store_true", help="measure every decoder that can run here too: bench/decoders.py"
     )
-    parser.add_argument("--out", type=Path, help="CSV file (default bench/results/throughput-DEVICE[-quick].csv)")
+    parser.add_argument("--images", action="store_true", help="measure still images, made here, in place of videos")
+    parser.add_argument(
+        "--out", type=Path, help="CSV file (default bench/results/throughput-DEVICE[-quick].csv, or images-...)"
+    )
     options = parser.parse_args()
     repeats = options.repeats or (2 if options.quick else 7)
     sizes = (options.sizes or ("1080p" if options.quick else ",".join(media.SIZES))).split(",")
     unknown = sorted(set(sizes) - set(media.SIZES))
     if unknown or repeats < 1:
         parser.error(f"unknown sizes {unknown}; known: {', '.join(media.SIZES)}" if unknown else "--repeats from 1 on")
+    if options.images:
+        if options.files or options.sizes or options.model:
+            parser.error("--images makes its own images: no files, --sizes or --model with it")
+        import images
+
+        found = images.rows(images.QUICK if options.quick else images.SIZES, repeats)
+        return save(options.out or results("images", options.quick), found)
     rows = []
     for path in options.files or [make_clip(size, 4 if options.quick else 10) for size in sizes]:
         case = path.name if options.files else path.stem
@@ -81,9 +93,15 @@ def main() -> int:
 
         for path in options.files or [decoders.make_clip(*clip) for clip in decoder_clips(sizes, options.quick)]:
             rows += decoders.rows(path.stem, path, repeats)
+    return save(options.out or results("throughput", options.quick), rows)
+
+
+def results(name: str, quick: bool) -> Path:
     device = measure.environment()["device"].replace(" ", "-")
-    name = f"throughput-{device}{'-quick' if options.quick else ''}.csv"
-    out = options.out or measure.RESULTS / name
+    return measure.RESULTS / f"{name}-{device}{'-quick' if quick else ''}.csv"
+
+
+def save(out: Path, rows: list[Row]) -> int:
     measure.write(out, rows)
     print(f"\nrows: {out}")
     return 0
