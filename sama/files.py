@@ -38,6 +38,7 @@ MOVING_SUFFIXES = frozenset((".apng", ".gif"))  # an image model reads the first
 
 # Pillow's names. Others are not tried, so that a file cannot choose what runs: EPS, for one, starts a program.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "GIF", "BMP", "DIB", "JPEG2000", "PPM")
+HEIC_BRANDS = (b"heic", b"heix", b"heif", b"hevc", b"mif1", b"msf1")
 MAX_PIXELS = 1 << 28  # 16384 x 16384, beyond the 200 megapixels of telephones; Pillow alone stops at 179 million
 JPEG_BYTES = 1 << 29  # a larger file is left to Pillow, which reads it piece by piece
 STRIP_PIXELS = 1 << 18  # converted at once, so that they stay in the processor's cache
@@ -137,12 +138,8 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.n
 
 
 def _decode(file: BinaryIO, name: str, max_pixels: int) -> np.ndarray:
-    with _identify(file, name) as image:
-        width, height = image.size
-        if width * height > max_pixels:
-            raise DecodeError(name, f"{width}x{height} are more than {max_pixels:,} pixels: too many to be trusted")
-        turn = None
-        pixels = _decode_jpeg(file, image) if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") else None
+    with _identify(file, name, max_pixels) as image:
+        pixels = _decode_jpeg(file, image) if _is_plain_jpeg(image) else None
         if pixels is None:
             image.load()  # a TIFF is turned by Pillow, here
             turn = _turn(image)
@@ -155,9 +152,32 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> np.ndarray:
         return pixels.swapaxes(0, 1) if turn.swap else pixels
 
 
-def _identify(file: BinaryIO, name: str) -> Image.Image:
-    """The image in a file, its header read. As `PIL.Image.open`, but for `IMAGE_FORMATS` alone, and without its limit,
-    which is the whole process's and warns from 89 megapixels on."""
+class JpegHeader(NamedTuple):
+    """size: height and width as stored; turn: what makes the picture of it."""
+
+    size: tuple[int, int]
+    turn: Turn
+
+
+def read_jpeg_header(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> JpegHeader | None:
+    """What another decoder of RGB and grey JPEGs needs to know; None for any other file, which `read_image` reads, or
+    says why it cannot."""
+    try:
+        if not os.path.isfile(path) or os.path.getsize(path) > JPEG_BYTES:
+            return None
+        with open(path, "rb") as file, _identify(file, os.fsdecode(path), max_pixels) as image:
+            return JpegHeader((image.height, image.width), _turn(image)) if _is_plain_jpeg(image) else None
+    except Exception:  # as in `read_image`, which will say it
+        return None
+
+
+def _is_plain_jpeg(image: Image.Image) -> bool:
+    return image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+
+
+def _identify(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
+    """The image in a file, its header read, its size found acceptable. As `PIL.Image.open`, but for `IMAGE_FORMATS`
+    alone, and without its limit, which is the whole process's and warns from 89 megapixels on."""
     from PIL import Image
 
     Image.init()
@@ -173,18 +193,20 @@ def _identify(file: BinaryIO, name: str) -> Image.Image:
         if accepted and not isinstance(accepted, str):  # a string says that the format was left out of this Pillow
             file.seek(0)
             try:
-                return factory(file, name)
+                image = factory(file, name)
+                break
             except (SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error) as error:
                 said = str(error).replace("not identified by this driver", "no pixels, or of an unknown kind")
                 damage = damage or f"damaged image, its {form} header cannot be read ({said})"
-    if (
-        "HEIF" not in Image.OPEN
-        and start[4:8] == b"ftyp"
-        and start[8:12] in (b"heic", b"heix", b"heif", b"mif1", b"msf1", b"hevc")
-    ):
-        raise DecodeError(name, "HEIC image: reading it takes pillow-heif (pip install pillow-heif)")
-    known = ", ".join(form for form in IMAGE_FORMATS if form in Image.OPEN)
-    raise DecodeError(name, damage or f"not an image in a format that is read here ({known})")
+    else:  # no reader took it
+        if "HEIF" not in Image.OPEN and start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS:
+            raise DecodeError(name, "HEIC image: reading it takes pillow-heif (pip install pillow-heif)")
+        known = ", ".join(form for form in IMAGE_FORMATS if form in Image.OPEN)
+        raise DecodeError(name, damage or f"not an image in a format that is read here ({known})")
+    if image.width * image.height > max_pixels:
+        size = f"{image.width}x{image.height}"
+        raise DecodeError(name, f"{size} are more than {max_pixels:,} pixels: too many to be trusted")
+    return image
 
 
 def _decode_jpeg(file: BinaryIO, image: Image.Image) -> np.ndarray | None:
@@ -204,7 +226,7 @@ def _decode_jpeg(file: BinaryIO, image: Image.Image) -> np.ndarray | None:
     return pixels if pixels.shape == (image.height, image.width, 3) else None
 
 
-class _Turn(NamedTuple):
+class Turn(NamedTuple):
     """How stored pixels become the picture: rows and columns reversed or not, then the axes swapped or not."""
 
     rows: bool = False
@@ -213,18 +235,18 @@ class _Turn(NamedTuple):
 
 
 _TURNS = {  # by EXIF orientation
-    1: _Turn(),
-    2: _Turn(columns=True),
-    3: _Turn(rows=True, columns=True),
-    4: _Turn(rows=True),
-    5: _Turn(swap=True),
-    6: _Turn(rows=True, swap=True),
-    7: _Turn(rows=True, columns=True, swap=True),
-    8: _Turn(columns=True, swap=True),
+    1: Turn(),
+    2: Turn(columns=True),
+    3: Turn(rows=True, columns=True),
+    4: Turn(rows=True),
+    5: Turn(swap=True),
+    6: Turn(rows=True, swap=True),
+    7: Turn(rows=True, columns=True, swap=True),
+    8: Turn(columns=True, swap=True),
 }
 
 
-def _turn(image: Image.Image) -> _Turn:
+def _turn(image: Image.Image) -> Turn:
     from PIL.ExifTags import Base
 
     try:
@@ -237,7 +259,7 @@ def _step(reversed_axis: bool) -> slice:
     return slice(None, None, -1 if reversed_axis else 1)
 
 
-def _convert(image: Image.Image, turn: _Turn, pixels: np.ndarray, name: str):
+def _convert(image: Image.Image, turn: Turn, pixels: np.ndarray, name: str):
     """A loaded image as RGB into `pixels`, reversed as `turn` says, a few rows at a time: whole conversions in between
     would take more memory than the image."""
     rows = max(1, STRIP_PIXELS // image.width)

@@ -7,6 +7,7 @@ x = s.read("a.mp4")    # four clips of a file     -> float32 [4, 3, 32, 224, 224
 
 from __future__ import annotations
 
+import concurrent.futures
 import importlib.util
 import itertools
 import os
@@ -133,7 +134,7 @@ class _Sampler:
             for write, source in zip(writers, sources):
                 cpu.sample(write, source, 1)
         else:
-            with ThreadPoolExecutor(min(threads, len(plans))) as pool:
+            with concurrent.futures.ThreadPoolExecutor(min(threads, len(plans))) as pool:
                 list(pool.map(cpu.sample, writers, sources, itertools.repeat(1)))
 
     def _run_triton(self, plans, sources, out):

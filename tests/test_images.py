@@ -516,3 +516,28 @@ def test_the_process_is_left_as_it_was(tmp_path):
     assert list(Image.ID)[: len(formats)] == formats
     with pytest.raises(Image.DecompressionBombError):
         Image.open(io.BytesIO(png(60_000, 60_000, bytes(9))))
+
+
+def test_dali_gives_the_same_images_and_reasons(odd_files):
+    """On the CPU: JPEGs by DALI, to the bit as Pillow decodes them, turned ones too; other files as ever."""
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    from sama.decode import dali_images
+
+    root, good, _ = odd_files
+    names = ["a.jpg", "cut.jpg", "turned-3.jpg", "turned-6.jpg", "turned-8.jpg", "grey.jpg", "progressive.jpg"]
+    names += ["cmyk.jpg", "alpha.png", "header-only.jpg", "pipe.png", "bomb.png", "text.jpg"]
+    paths = [root / name for name in names]
+    by_dali = [name for name, path in zip(names, paths) if files.read_jpeg_header(path)]
+    assert {"a.jpg", "turned-6.jpg", "grey.jpg", "progressive.jpg"} <= set(by_dali) <= set(names[:7])
+    results = dict(zip(names, dali_images.read_images(paths, "cpu")))
+    for name, path in zip(names, paths):
+        if name in good:
+            assert torch.equal(results[name], torch.from_numpy(read_image(path))), name
+        else:
+            assert results[name].reason == reason(path)
+    images = [results[name] for name in names if name in good]
+    expected = sama.ImageSampler()([read_image(root / name) for name in names if name in good])
+    assert torch.equal(sama.ImageSampler()(images), expected)
+    (alone,) = dali_images.read_images([root / "turned-6.jpg"], "cpu")
+    assert torch.equal(alone, results["turned-6.jpg"])
+    assert dali_images.read_images([], "cpu") == []
