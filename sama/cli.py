@@ -277,12 +277,13 @@ def weights(options) -> int:
 
 def _model(options, paths):
     """The model that the options ask for, described on standard error."""
-    from sama.files import IMAGE_SUFFIXES, suffix
+    from sama.files import IMAGE_SUFFIXES, expand, suffix
     from sama.model import load_model, random_model
 
     settings = {"dtype": options.dtype, "compile": options.compile}
     if options.random_weights:
-        kind = "image" if paths and all(suffix(path) in IMAGE_SUFFIXES for path in paths) else "video"
+        files = [] if "-" in paths else expand(paths)  # standard input can be read once
+        kind = "image" if files and all(suffix(file) in IMAGE_SUFFIXES for file in files) else "video"
         model = random_model(kind, options.device, mode=options.mode or "sama", **settings)
     else:
         model = load_model(options.weights, options.device, mode=options.mode, **settings)

@@ -16,13 +16,13 @@ from tolerances import PIXEL, VALUE, assert_close
 
 import sama
 import sama.sampler
-from sama import DecodeError, files
+from sama import DecodeError, cli, files
 from sama.files import expand, read_image
 from sama.kernels import enlarge
 from sama.model import QualityModel
 from sama.models import ImageQuality
 from sama.models.weights import SETTINGS
-from sama.score import score_files
+from sama.score import read_table, score_files
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (21, 34, 3), dtype=np.uint8)
@@ -495,6 +495,22 @@ def test_a_folder_of_50_odd_files(odd_files, model):
     again = {Path(row.path).name: row.score for row in score_files(paths[::-1], model, workers=1)}
     assert again == {name: row.score for name, row in by_name.items()}
     assert by_name["a.png"].score == model.score(root / "a.png").score == model.score(read_image(root / "a.png")).score
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on damaged metadata
+def test_the_command_takes_a_folder_of_images(odd_files, tmp_path, monkeypatch, capsys):
+    """Also with random weights, which are an image model's where all files are images."""
+    root, good, bad = odd_files
+    monkeypatch.setattr(QualityModel, "token_maps", lambda self, x: torch.full((len(x), 8, 8), 0.25))
+    out = tmp_path / "scores.csv"
+    arguments = ["score", str(root), "--random-weights", "--device", "cpu", "--workers", "3", "--out", str(out)]
+    assert cli.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert f"{len(good)} scored, {len(bad)} failed" in printed.err
+    assert f"{root / 'float.tif'}: its pixels are floating point" in printed.out
+    rows = {Path(row.path).name: row for row in read_table(out)}
+    assert {name for name, row in rows.items() if row.score == 0.25} == set(good)
+    assert {name for name, row in rows.items() if row.status == "error" and row.reason} == set(bad)
 
 
 def test_a_gif_is_an_image_or_a_video(tmp_path):
