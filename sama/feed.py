@@ -27,8 +27,9 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 
-from sama.decode import DecodeError, Video, open_video
+from sama.decode import DecodeError, Video, VideoInfo, open_video
 from sama.files import check_kind, read_image
+from sama.plan import Draws, frame_indices
 from sama.sampler import ImageSampler, VideoSampler
 
 Job = TypeVar("Job")
@@ -355,6 +356,64 @@ class Feed:
             for number in job:
                 yield number, finish(self._read(number, epoch, ticket))
 
+    def _read_together(self, job: tuple[int, ...], epoch: int, ticket: Ticket, finish):
+        """The files of a batch with DALI: as many clips in one call and one launch as the budget holds."""
+        from sama.decode.dali import DaliDecoder, DaliVideo
+
+        decoder = DaliDecoder(self.device, threads=self.workers)
+        videos, todo, errors = {}, [], {}
+        with ThreadPoolExecutor(self.workers) as pool:
+            opened = [pool.submit(DaliVideo, self.files[number], decoder=decoder) for number in job]
+        for number, future in zip(job, opened):
+            if future.exception() is not None:
+                yield number, future.exception()
+                continue
+            video = videos[number] = future.result()
+            todo += [(number, *clip) for clip in self._clips(video, number, epoch)]
+            self.decoders["dali"] += 1
+        sampled: dict[int, list[torch.Tensor]] = {number: [] for number in videos}
+        try:
+            for part in self._parts(todo, videos):
+                with ticket.hold(sum(clip_bytes(videos[number].info, self.clip_len) for number, *_ in part)):
+                    decoded = decoder.decode([(videos[number], indices) for number, indices, _ in part])
+                    good = [(clip, *entry) for clip, entry in zip(decoded, part) if not isinstance(clip, Exception)]
+                    errors |= {n: clip for clip, (n, *_) in zip(decoded, part) if isinstance(clip, Exception)}
+                    if good:
+                        draws = [pair for *_, pair in good] if self.train else None
+                        x = finish(self.sampler([clip for clip, *_ in good], draws=draws))
+                        for (_, number, *_), one in zip(good, x):
+                            sampled[number].append(one)
+                    del decoded, good
+        finally:
+            for video in videos.values():
+                video.close()
+        for number, clips in sampled.items():
+            yield number, errors[number] if number in errors else torch.stack(clips)
+
+    def _clips(self, video: Video, number: int, epoch: int) -> list[tuple[np.ndarray, Draws | None]]:
+        """Frame numbers and draws of a file's clips, as `VideoSampler.read_video` has them."""
+        generator, info, told = (
+            self._generator(number, epoch),
+            video.info,
+            (self.clip_len, self.num_clips, self.interval),
+        )
+        indices = frame_indices(info.num_frames, *told, self.train, generator=generator)
+        sizes = [(info.height, info.width)] * self.num_clips
+        draws = self.sampler.draws(sizes, self.clip_len, self.train, None, generator)
+        return list(zip(indices.reshape(self.num_clips, self.clip_len), draws))
+
+    def _parts(self, todo: list[tuple], videos: dict[int, Video]) -> Iterator[list[tuple]]:
+        """`todo` in pieces whose decoded frames the budget holds, though at least one clip each."""
+        part, size = [], 0
+        for entry in todo:
+            more = clip_bytes(videos[entry[0]].info, self.clip_len)
+            if part and size + more > self.budget_bytes:
+                yield part
+                part, size = [], 0
+            part, size = [*part, entry], size + more
+        if part:
+            yield part
+
     def _generator(self, number: int, epoch: int) -> np.random.Generator | None:
         return np.random.default_rng([self.seed, epoch, number]) if self.train else None
 
@@ -366,9 +425,9 @@ class Feed:
             self.decoders["pillow"] += 1
             return self.sampler(image, train=self.train, generator=generator)
         check_kind(path, "video")
-        with open_video(path, decoder=self.decoder, threads=self.threads) as video:
+        with open_video(path, decoder=self.decoder, threads=self.threads, device=self.device) as video:
             self.decoders[decoder_name(video)] += 1
-            with ticket.hold(held_bytes(video)):
+            with ticket.hold(held_bytes(video, self.clip_len)):
                 return self.sampler.read_video(
                     video,
                     clip_len=self.clip_len,
@@ -402,8 +461,15 @@ def decoder_name(video: Video) -> str:
     return type(video).__module__.rpartition(".")[2]
 
 
-def held_bytes(video: Video) -> int:
+def held_bytes(video: Video, clip_len: int) -> int:
     """About how much memory the decoding of a video takes while it goes on."""
+    if decoder_name(video) != "pyav":
+        return clip_bytes(video.info, clip_len)
     info = video.info
     bytes_per_sample = 2 if any(mark in info.pix_fmt for mark in ("10", "12", "16")) else 1
     return DECODER_FRAMES * info.width * info.height * 3 // 2 * bytes_per_sample
+
+
+def clip_bytes(info: VideoInfo, clip_len: int) -> int:
+    """Bytes of a clip in RGB."""
+    return clip_len * info.width * info.height * 3

@@ -171,12 +171,12 @@ def _samples(
         row.frames, row.height, row.width, row.decoder = 1, *image.shape[:2], "pillow"
         yield from model.sampler(image)
         return
-    with open_video(row.path, decoder=decoder) as video:
+    with open_video(row.path, decoder=decoder, device=model.device) as video:
         info = video.info
         row.frames, row.width, row.height = info.num_frames, info.width, info.height
         row.duration, row.fps = info.duration_seconds, info.fps
         row.decoder = decoder_name(video)
-        with ticket.hold(held_bytes(video)):
+        with ticket.hold(held_bytes(video, model.clip_len)):
             seconds, clips = model.sample(video, every_seconds)
             row.times = seconds.tolist()
             yield from clips
