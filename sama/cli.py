@@ -69,6 +69,13 @@ def parser() -> ArgumentParser:
     check.add_argument("--workers", type=int, help="files opened at the same time (the number of cores, at most 8)")
     actions.add_subcommand("check", check, help="look for problems")
 
+    demo = ArgumentParser(description="A labelled set of videos or images to try training on, made without a download.")
+    demo.add_argument("folder", metavar="FOLDER", help="where to; a set that is there is left as it is")
+    demo.add_argument("--size", choices=("small", "full"), default="small", help="how many contents and strengths")
+    demo.add_argument("--images", action="store_true", help="images in place of clips")
+    demo.add_argument("--workers", type=int, help="contents made at the same time (the number of cores)")
+    commands.add_subcommand("demo-data", demo, help="make a set to try training on")
+
     weights = ArgumentParser(description="What a checkpoint holds, and what of it fits.")
     weights.add_argument("weights", metavar="FILE", help="a checkpoint")
     commands.add_subcommand("weights", weights, help="look into a checkpoint")
@@ -105,6 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0 where all went well, 1 where some files failed, 2 where the command could not be carried out."""
     options = parser().parse_args(arguments)
     known = {"score": score, "inspect": inspect, "evaluate": evaluate, "data": data, "weights": weights}
+    known["demo-data"] = demo_data
     command = known[options.command]
     try:
         return command(options[options.command])
@@ -260,6 +268,31 @@ def _bar(title: str):
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stderr.isatty()) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def demo_data(options) -> int:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from sama import demo
+
+    if options.workers is not None and options.workers < 1:
+        return _fail(f"--workers must be more than 0; got {options.workers}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("images" if options.images else "clips", total=None)
+
+        def tell(done, total):
+            bar.update(task, completed=done, total=total)
+
+        try:
+            labels = demo.make(
+                options.folder, size=options.size, images=options.images, workers=options.workers, progress=tell
+            )
+        except _expected() as error:
+            return _fail(error)
+    print(labels)
+    return 0
 
 
 def weights(options) -> int:

@@ -35,6 +35,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -670,7 +671,7 @@ def make(
     """The set's label file, `labels.csv`, made first with its clips if it is not there.
 
     folder: made if need be. A set is only ever whole: until then its files are in `unfinished` there, and a run that
-    was interrupted goes on, content by content.
+    was interrupted goes on, content by content. Processes that ask for the same set at once wait for the first.
     size: "small" (16 contents, minutes), "full" (29, two strengths of each kind) or `Settings`
     images: images in place of clips
     workers: contents made at the same time; the number of cores by default
@@ -679,6 +680,8 @@ def make(
     Raises ValueError where the folder holds another set, or an unknown size; ImportError where a package with
     photographs is missing.
     """
+    from filelock import FileLock
+
     if isinstance(size, str):
         if size not in SIZES:
             raise ValueError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
@@ -686,28 +689,33 @@ def make(
     folder = Path(folder)
     settings = json.loads(json.dumps(asdict(size)))
     labels, manifest, unfinished = folder / "labels.csv", folder / "manifest.json", folder / "unfinished"
-    if manifest.exists():
-        if json.loads(manifest.read_text()) != settings:
-            raise ValueError(f"{folder} holds another set (see {manifest}): name another folder, or remove that one")
-        return labels
     for name in size.contents:
         locate(SOURCES[CONTENTS[name].source])
-    if unfinished.exists() and _load(unfinished / "settings.json") != settings:
-        shutil.rmtree(unfinished)
-    (unfinished / size.folder).mkdir(parents=True, exist_ok=True)
-    _save(unfinished / "settings.json", settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if manifest.exists():
+            if _load(manifest) != settings:
+                raise ValueError(
+                    f"{folder} holds another set, or one of another version (see {manifest}): name another folder, or "
+                    "remove that one"
+                )
+            return labels
+        if unfinished.exists() and _load(unfinished / "settings.json") != settings:
+            shutil.rmtree(unfinished)
+        (unfinished / size.folder).mkdir(parents=True, exist_ok=True)
+        _save(unfinished / "settings.json", settings)
 
-    total = sum(len(size.plan(name)) for name in size.contents)
-    rows = _make_contents(size, unfinished, workers or os.cpu_count() or 1, total, progress)
-    with open(unfinished / "labels.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(row for name in size.contents for row in rows[name])
-    shutil.rmtree(folder / size.folder, ignore_errors=True)
-    (unfinished / size.folder).replace(folder / size.folder)
-    (unfinished / "labels.csv").replace(labels)
-    _save(manifest, settings)
-    shutil.rmtree(unfinished)
+        total = sum(len(size.plan(name)) for name in size.contents)
+        rows = _make_contents(size, unfinished, workers or os.cpu_count() or 1, total, progress)
+        with open(unfinished / "labels.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(row for name in size.contents for row in rows[name])
+        shutil.rmtree(folder / size.folder, ignore_errors=True)
+        (unfinished / size.folder).replace(folder / size.folder)
+        (unfinished / "labels.csv").replace(labels)
+        _save(manifest, settings)
+        shutil.rmtree(unfinished)
     return labels
 
 
@@ -789,35 +797,7 @@ def _load(path: Path):
         return None
 
 
-def main(arguments: list[str] | None = None) -> int:
-    import sys
-
-    from jsonargparse import ArgumentParser
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    parser = ArgumentParser(
-        prog="python -m sama.demo", description="A labelled set of videos, made without a download."
-    )
-    parser.add_argument("folder", type=str, help="where to; a set that is there is left as it is")
-    parser.add_argument("--size", choices=tuple(SIZES), default="small", help="how many contents and versions")
-    parser.add_argument("--images", action="store_true", help="images in place of clips")
-    parser.add_argument("--workers", type=int, help="contents made at the same time (the number of cores)")
-    options = parser.parse_args(arguments)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    try:
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("images" if options.images else "clips", total=None)
-            tell = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
-            labels = make(
-                options.folder, size=options.size, images=options.images, workers=options.workers, progress=tell
-            )
-        print(labels)
-    except (ValueError, ImportError, OSError) as error:
-        print(f"sama.demo: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from sama.cli import main
+
+    raise SystemExit(main(["demo-data", *sys.argv[1:]]))

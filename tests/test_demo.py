@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity
 
 from sama import demo
+from sama.cli import main
 from sama.decode import open_video
 from sama.files import read_image
 
@@ -232,6 +235,25 @@ def test_the_package_reads_the_clips(tiny):
         assert video.info.num_frames == 12
 
 
-def test_command_says_what_is_wrong(tiny, capsys):
-    assert demo.main([str(tiny.parent), "--size", "full"]) == 2
+def test_command(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(demo.SIZES, "small", demo.Settings(("coins",), ("blur",), num_frames=4))
+    assert main(["demo-data", str(tmp_path), "--workers", "1"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'labels.csv'}\n"
+    assert len(table(tmp_path / "labels.csv")) == 2
+    assert main(["demo-data", str(tiny.parent), "--size", "full"]) == 2
     assert "holds another set" in capsys.readouterr().err
+    assert main(["demo-data", str(tmp_path), "--workers", "0"]) == 2
+
+
+def test_processes_that_ask_at_once_share_one_set(tmp_path):
+    code = (
+        "import sys; from sama import demo\n"
+        "size = demo.Settings(('coins',), ('blur',), num_frames=8)\n"
+        "print(demo.make(sys.argv[1], size=size, workers=1).read_text())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    texts = [run.communicate(timeout=60)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert texts[0] == texts[1]
+    assert len(table(tmp_path / "labels.csv")) == 2
