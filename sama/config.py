@@ -35,6 +35,7 @@ class Data:
     train, val, test: names in the column `split`; whatever is named `test` is scored once training is over
     tests: further sets to score at the end
     scale: what the labels' scale is called in the checkpoint's calibration; "" is the label file's name
+    augment: turn and mirror inputs, swap and invert their colours, change their contrast: for sets of few contents
     """
 
     labels: str = ""
@@ -48,6 +49,7 @@ class Data:
     test: str = "test"
     tests: list[TestSet] = field(default_factory=list)
     scale: str = ""
+    augment: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Model:
     kind: "video" (Swin3D-T with GRPB) or "image" (Swin V2-T)
     size: "tiny", the published one, or "nano", for a laptop
     weights: checkpoint to start from, of any source that `sama weights` knows; "" starts from random weights
+    whiten: let the patch embedding start as a whitening of the training set's patches, for a video model that starts
+        from random weights: details, a thousandth of the power of a patch, weigh as much as its brightness
     drop_path, dropout: stochastic depth of the last block, dropout of the head
     checkpointing: less memory, more time
     scale_bias, scale_excitation: the paper's scale encodings (a) and (b), of the video model
@@ -65,6 +69,7 @@ class Model:
     kind: Literal["video", "image"] = "video"
     size: Literal["tiny", "nano"] = "tiny"
     weights: str = ""
+    whiten: bool = False
     drop_path: float = 0.1
     dropout: float = 0.5
     checkpointing: bool = False
@@ -167,6 +172,8 @@ class Config:
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}; got {value}")
+        if self.model.whiten and (self.model.weights or self.model.kind != "video"):
+            raise ValueError("model.whiten is for a video model that starts from random weights, without model.weights")
         if not 0 <= optim.ema < 1:
             raise ValueError(f"optim.ema must be in [0, 1); got {optim.ema}")
         if bool(self.data.labels) == bool(self.data.demo):

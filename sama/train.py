@@ -34,6 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sama.config import Config
 from sama.data import Item, named_split, protocol_split, read_labels, with_split
 from sama.feed import Batch, Feed
+from sama.kernels.layout import PATCH
 from sama.losses import image_loss, video_loss
 from sama.metrics import linear_fit
 from sama.report import Log, write_sweep
@@ -41,6 +42,7 @@ from sama.sampler import ImageSampler, VideoSampler
 from sama.score import replace_file
 
 CONFIGS = Path(__file__).parent / "configs"
+WHITENING_FILES, WHITENING_FLOOR = 64, 1e-4  # the floor is below the power of an image's weakest component
 MAY_CHANGE = {
     "out",
     "device",
@@ -60,6 +62,8 @@ def train(config: Config) -> dict[str, Any]:
     state = read_state(out, config, ranks)
 
     model = make_model(config).to(ranks.device)
+    if config.model.whiten and not state.tensors:
+        whiten(model, config, sets["train"], ranks)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=config.optim.weight_decay)
     feed = make_feed(config, sets["train"], ranks, train=True)
@@ -128,7 +132,7 @@ def predict(model: nn.Module, batch: Batch, config: Config, ranks: Ranks) -> Ten
     if batch.x is None:  # nothing could be read: the other ranks wait for this one's part all the same
         shape = (1, 3, 1, 32, 32) if config.model.kind == "video" else (1, 3, 256, 256)
         return model(torch.zeros(shape, device=ranks.device)).flatten()[:0].float()
-    tokens = model(batch.x)
+    tokens = model(augment(batch.x) if config.data.augment else batch.x)
     if config.model.kind == "image":
         return tokens.float().mean(1)
     return tokens.float().mean((1, 3, 4)).sum(1)
@@ -175,6 +179,48 @@ def own_randomness(ranks: Ranks, seed: int, *place: int):
     with torch.random.fork_rng(devices):
         torch.manual_seed(int(np.random.SeedSequence([seed, *place, ranks.rank]).generate_state(1)[0]))
         yield
+
+
+def augment(x: Tensor) -> Tensor:
+    """Inputs [B, 3, T, H, W], images [B, 3, H, W] or patches [B, T/2, H/4, W/4, 96], each turned over a diagonal and
+    mirrored or not, its colours in another order, times a factor of 0.7 to 1.3 with either sign."""
+    patches = x.ndim == 5 and x.shape[-1] == 3 * math.prod(PATCH)
+    views = x.unflatten(-1, (3, *PATCH)) if patches else x
+    channels, rows, columns = (3, (1, 5), (2, 6)) if patches else (0, (x.ndim - 3,), (x.ndim - 2,))  # of one sample
+    changed = []
+    for sample in views:
+        if torch.rand(()) < 0.5 and sample.shape[rows[0]] == sample.shape[columns[0]]:
+            for row, column in zip(rows, columns):
+                sample = sample.transpose(row, column)
+        if torch.rand(()) < 0.5:
+            sample = sample.flip(columns)
+        sample = sample.index_select(channels, torch.randperm(3).to(x.device))
+        factor = (0.7 + 0.6 * torch.rand(())) * (1 if torch.rand(()) < 0.5 else -1)
+        changed.append(sample * float(factor))
+    changed = torch.stack(changed)
+    return changed.flatten(-4) if patches else changed
+
+
+@torch.no_grad()
+def whiten(model: nn.Module, config: Config, items: Sequence[Item], ranks: Ranks):
+    """Make the patch embedding a whitening of patches of the first `WHITENING_FILES` files: principal components from
+    the strongest to the weakest at even steps, each of deviation 1."""
+    from sama.models.swin3d import cut_patches
+
+    alone = Ranks(0, 1, ranks.device)
+    feed = make_feed(config, items[:: max(1, len(items) // WHITENING_FILES)], alone, train=True)
+    inputs = [batch.x for batch in feed.epoch() if batch.x is not None]
+    if not inputs:
+        raise ValueError("model.whiten: none of the files could be read")
+    x = torch.cat(inputs)
+    x = x if x.shape[-1] == 3 * math.prod(PATCH) and x.shape[1] != 3 else cut_patches(x)
+    x = x.flatten(0, -2)[::7].double()
+    power, directions = torch.linalg.eigh(torch.cov(x.T))
+    layer = model.backbone.patch_embed.proj
+    chosen = torch.linspace(len(power) - 1, 0, layer.out_features).round().long()
+    weight = (directions[:, chosen] / (power[chosen].clamp_min(0) + WHITENING_FLOOR).sqrt()).T
+    layer.weight.copy_(weight)
+    layer.bias.copy_(-weight @ x.mean(0))
 
 
 def autocast(config: Config, ranks: Ranks):

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import torch
 import sama
 from sama import train as training
 from sama.config import Config, Data, Model, Optim, Sampling, Sweep
+from sama.models.swin3d import cut_patches
 from sama.train import configure, make_model, rate, run, train
 
 SAMPLING = Sampling(grid=(2, 2), fragment=(16, 16), clip_len=4, interval=1, num_clips=1)
@@ -287,3 +289,51 @@ def test_what_is_told_wrongly_is_refused(capsys):
         Config(data=Data(demo="small"), optim=Optim(epochs=0))
     with pytest.raises(ValueError, match=r"one of them; got data\.labels='', data\.demo=''"):
         Config()
+
+
+@pytest.mark.parametrize("layout", ["video", "patches"])
+def test_augmentation_only_moves_and_scales_pixels(layout):
+    """Turned, mirrored, recoloured, scaled: sorted by size, an input is the same as before, and each of the changes is
+    seen among many; patches are changed as the frames they are cut from."""
+    x = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    changed = []
+    for seed in range(40):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            changed.append(training.augment(cut_patches(x) if layout == "patches" else x))
+    if layout == "patches":
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            assert torch.equal(changed[5], cut_patches(training.augment(x)))
+        return
+    factors = [(entry.abs().sum() / x.abs().sum()).item() for entry in changed]
+    assert 0.7 <= min(factors) < 0.8
+    assert 1.2 < max(factors) <= 1.3
+    found = set()
+    for entry, factor in zip(changed, factors):
+        entry = entry / factor
+        torch.testing.assert_close(entry.abs().flatten().sort()[0], x.abs().flatten().sort()[0])
+        for turned in (False, True):
+            for mirrored in (False, True):
+                candidate = x.transpose(-1, -2) if turned else x
+                candidate = candidate.flip(-1) if mirrored else candidate
+                for order in itertools.permutations(range(3)):
+                    for sign in (1, -1):
+                        if torch.allclose(entry, sign * candidate[:, list(order)], atol=1e-5):
+                            found.add((turned, mirrored, order, sign))
+    assert len(found) > 15
+    assert {entry[0] for entry in found} == {entry[1] for entry in found} == {True, False}
+
+
+def test_a_whitened_embedding_gives_every_component_the_same_power(labels, tmp_path):
+    told = config(labels, tmp_path, model=dataclasses.replace(MODEL, whiten=True))
+    items = training.datasets(told)["train"]
+    ranks = training.Ranks(0, 1, torch.device("cpu"))
+    model = make_model(told)
+    training.whiten(model, told, items, ranks)
+    x = torch.cat([batch.x for batch in training.make_feed(told, items, ranks, train=True).epoch()])
+    embedded = model.backbone.patch_embed.proj(x).flatten(0, -2)
+    assert embedded.mean(0).abs().max() < 0.5
+    assert 0.3 < embedded.var(0).min() <= embedded.var(0).max() < 3
+    with pytest.raises(ValueError, match=r"model\.whiten is for a video model that starts from random weights"):
+        dataclasses.replace(told, model=Model(weights="some.pth", whiten=True))
