@@ -1,6 +1,7 @@
 """How fast videos become the model's input, step by step and end to end, beside the published way of doing it.
 
-    python bench/throughput.py [FILE ...] [--quick] [--repeats N] [--sizes 540p,1080p,2160p] [--decoders] [--out F.csv]
+    python bench/throughput.py [FILE ...] [--quick] [--repeats N] [--sizes 540p,1080p,2160p] [--decoders] [--train]
+                               [--out F.csv]
     python bench/throughput.py --images [--quick] [--repeats N] [--out F.csv]
 
 Without files it makes its own test clips, once: real photographs, panned and zoomed, 10 s of H.264 at 540p, 1080p and
@@ -55,6 +56,7 @@ def main() -> int:
     parser.add_argument(
         "--decoders", action="store_true", help="measure every decoder that can run here too: bench/decoders.py"
     )
+    parser.add_argument("--train", action="store_true", help="measure training too: bench/feeding.py")
     parser.add_argument("--images", action="store_true", help="measure still images, made here, in place of videos")
     parser.add_argument(
         "--out", type=Path, help="CSV file (default bench/results/throughput-DEVICE[-quick].csv, or images-...)"
@@ -86,6 +88,12 @@ def main() -> int:
         import network
 
         found = network.rows(*last, repeats)
+        show_all(found)
+        rows += found
+    if options.train:
+        import feeding
+
+        found = feeding.training_rows(*last, repeats)
         show_all(found)
         rows += found
     if options.decoders:

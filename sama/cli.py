@@ -76,6 +76,8 @@ def parser() -> ArgumentParser:
     demo.add_argument("--workers", type=int, help="contents made at the same time (the number of cores)")
     commands.add_subcommand("demo-data", demo, help="make a set to try training on")
 
+    commands.add_subcommand("train", ArgumentParser(), help="train a model: sama train --help")
+
     weights = ArgumentParser(description="What a checkpoint holds, and what of it fits.")
     weights.add_argument("weights", metavar="FILE", help="a checkpoint")
     commands.add_subcommand("weights", weights, help="look into a checkpoint")
@@ -110,9 +112,14 @@ def _add_model(command: ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0 where all went well, 1 where some files failed, 2 where the command could not be carried out."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["train"]:  # it has a parser of its own, of the run's config
+        from sama.train import main as train
+
+        return train(arguments[1:])
     options = parser().parse_args(arguments)
     known = {"score": score, "inspect": inspect, "evaluate": evaluate, "data": data, "weights": weights}
-    known["demo-data"] = demo_data
+    known |= {"demo-data": demo_data}
     command = known[options.command]
     try:
         return command(options[options.command])

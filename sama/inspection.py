@@ -78,7 +78,7 @@ def draw(
 def _watch(path, model: QualityModel, every_seconds, decoder):
     """The middle frame, mosaics of the middle clip, and every clip's mean map, value and time: memory does not grow."""
     maps, values = [], []
-    with open_video(path, decoder=decoder) as video:
+    with open_video(path, decoder=decoder, device=model.device) as video:
         seconds, clips = model.sample(video, every_seconds)
         middle = len(seconds) // 2
         for number, clip in enumerate(clips):

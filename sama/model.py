@@ -269,7 +269,7 @@ class QualityModel:
             return self._score_pixels(read_image(source), None, None)
         from sama.decode import open_video
 
-        with open_video(source, decoder=decoder) as video:
+        with open_video(source, decoder=decoder, device=self.device) as video:
             seconds, clips = self.sample(video, every_seconds)
             values = [value for clip in clips for value in self.values([clip], 1)]
             info = video.info

@@ -235,9 +235,19 @@ def datasets(config: Config) -> dict[str, list[Item]]:
     data = config.data
     labels, root = data.labels, data.root
     if data.demo:
+        from tqdm import tqdm
+
         from sama import demo
 
-        labels, root = demo.make(data.demo_folder, size=data.demo), None
+        images = config.model.kind == "image"
+        folder = f"{data.demo_folder}-{data.demo}{'-images' if images else ''}"
+        with tqdm(desc=f"making the demo set in {folder}", unit="file", leave=False, disable=None) as bar:
+
+            def progress(done: int, total: int):
+                bar.total = total
+                bar.update(done - bar.n)
+
+            labels, root = demo.make(folder, size=data.demo, images=images, progress=progress), None
     items = read_labels(labels, root)
     if data.split == "column":
         train, val = named_split(items, data.train, data.val)

@@ -333,7 +333,9 @@ def test_a_whitened_embedding_gives_every_component_the_same_power(labels, tmp_p
     training.whiten(model, told, items, ranks)
     x = torch.cat([batch.x for batch in training.make_feed(told, items, ranks, train=True).epoch()])
     embedded = model.backbone.patch_embed.proj(x).flatten(0, -2)
+    strong = embedded[:, :8].var(0)  # grey pictures: the weakest components are colours, of no power at all
     assert embedded.mean(0).abs().max() < 0.5
-    assert 0.3 < embedded.var(0).min() <= embedded.var(0).max() < 3
+    assert 0.5 < strong.min() <= strong.max() < 2
+    assert embedded.var(0).max() < 3
     with pytest.raises(ValueError, match=r"model\.whiten is for a video model that starts from random weights"):
         dataclasses.replace(told, model=Model(weights="some.pth", whiten=True))
