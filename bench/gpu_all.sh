@@ -4,7 +4,7 @@
 # rates alone and with sampling, and DALI's colours. Logs and rows go to $OUT_DIR, bench/results by default.
 #
 #     bash bench/gpu_all.sh [STEP ...]     steps: libraries tests kernel sweep decoder-tests color decoders throughput
-#                                          images all-tests; default all of them
+#                                          images train all-tests; default all of them
 #
 # "libraries" fails where one is missing, with the command that installs it. The decoders need the driver's video part
 # (libnvcuvid; in containers NVIDIA_DRIVER_CAPABILITIES must have "video").
@@ -44,7 +44,7 @@ for name, install in (("av", "av"), ("triton", "triton"), ("nvidia.dali.experime
 sys.exit(missing)
 '
 
-for name in "${@:-libraries tests kernel sweep decoder-tests color decoders throughput images all-tests}"; do
+for name in "${@:-libraries tests kernel sweep decoder-tests color decoders throughput images train all-tests}"; do
     for one in $name; do
         case $one in
             tests) step tests python3 -m pytest -q -p no:cacheprovider tests/test_golden.py tests/test_fused.py ;;
@@ -64,6 +64,7 @@ for name in "${@:-libraries tests kernel sweep decoder-tests color decoders thro
             sweep) step sweep python3 bench/gpu.py --sweep --json "$out/sweep-$device.jsonl" ;;
             throughput) step throughput python3 bench/throughput.py --sizes 1080p --repeats 3 ;;
             images) step images python3 bench/throughput.py --images --repeats 3 ;;
+            train) step train python3 bench/throughput.py --quick --train --out "$out/training-$device.csv" ;;
             all-tests) step all-tests python3 -m pytest -q -p no:cacheprovider ;;
             *) echo "unknown step $one" && failed=$((failed + 1)) ;;
         esac

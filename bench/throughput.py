@@ -80,6 +80,12 @@ def main() -> int:
         try:
             rows += run_case(case, path, repeats)
             last = case, path
+            if not options.quick:
+                import feeding
+
+                found = feeding.feed_rows(case, path, repeats)
+                show(found)
+                rows += found
         except sama.DecodeError as error:
             print(f"skipped: {error}", file=sys.stderr)
     if not rows:

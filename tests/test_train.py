@@ -336,6 +336,6 @@ def test_a_whitened_embedding_gives_every_component_the_same_power(labels, tmp_p
     strong = embedded[:, :8].var(0)  # grey pictures: the weakest components are colours, of no power at all
     assert embedded.mean(0).abs().max() < 0.5
     assert 0.5 < strong.min() <= strong.max() < 2
-    assert embedded.var(0).max() < 3
+    assert embedded.var(0).max() < 4
     with pytest.raises(ValueError, match=r"model\.whiten is for a video model that starts from random weights"):
         dataclasses.replace(told, model=Model(weights="some.pth", whiten=True))
