@@ -29,6 +29,8 @@ WINDOW = (8, 7, 7)  # tokens
 MASKED = -100.0  # the published logit offset between tokens that a shift made neighbours
 CHUNK = 3136  # tokens a block works on at a time on the CPU, so that what it computes stays in the cache
 
+BRANCH = 0.2  # of the size of its input is what a block of a narrow network adds to it, at the start
+
 SIZES = {
     "tiny": {"dim": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)},
     "nano": {"dim": 32, "depths": (2, 2, 2, 2), "heads": (1, 2, 4, 8)},
@@ -601,7 +603,7 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 def _initialise(module: nn.Module, *, narrow: bool) -> None:
     """Weights of deviation 0.02, as published. A narrow network would pass on next to nothing with it: there layers
-    keep the size of what they get, with the root of 1 / inputs."""
+    keep the size of what they get, with the root of 1 / inputs, and what a block adds to its input starts small."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5 if narrow else 0.02)
         if module.bias is not None:
@@ -610,3 +612,6 @@ def _initialise(module: nn.Module, *, narrow: bool) -> None:
         nn.init.zeros_(module.fc2.weight)
     elif isinstance(module, Attention):
         nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+    if narrow and isinstance(module, Attention | Mlp):  # applied after its layers
+        with torch.no_grad():
+            (module.proj if isinstance(module, Attention) else module.fc2).weight.mul_(BRANCH)

@@ -105,11 +105,11 @@ class Decoder(NamedTuple):
             return False
 
 
-DECODERS = {  # "auto" takes the first available one that is for the file
-    "dali": Decoder("sama.decode.dali", "DaliVideo", "nvidia.dali", 'pip install "sama-vqa[dali]"', gpu=True),
+DECODERS = {  # "auto" takes the first available one that is for the file; exact colours come first
     "nvcodec": Decoder(
         "sama.decode.nvcodec", "NvcodecVideo", "PyNvVideoCodec", 'pip install "sama-vqa[nvcodec]"', True
     ),
+    "dali": Decoder("sama.decode.dali", "DaliVideo", "nvidia.dali", 'pip install "sama-vqa[dali]"', gpu=True),
     "pyav": Decoder("sama.decode.pyav", "PyavVideo", "av", "pip install av"),
 }
 
