@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sama.decode import DECODERS
+
 
 @dataclass(frozen=True)
-class TestSet:
+class LabelledSet:
     """A labelled set that is scored once training is over.
 
     labels: label file; root: the folder its entries are relative to (None: its own); name: in the report
@@ -48,7 +50,7 @@ class Data:
     train: str = "train"
     val: str = "val"
     test: str = "test"
-    tests: list[TestSet] = field(default_factory=list)
+    tests: list[LabelledSet] = field(default_factory=list)
     scale: str = ""
     augment: bool = False
 
@@ -170,9 +172,14 @@ class Config:
             ("optim.accumulate", optim.accumulate, 1),
             ("evaluate_every", self.evaluate_every, 1),
             ("sampling.num_clips", self.sampling.num_clips, 1),
+            ("sampling.clip_len", self.sampling.clip_len, 1),
+            ("sampling.interval", self.sampling.interval, 1),
+            ("optim.clip_norm", optim.clip_norm, 0),
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}; got {value}")
+        if self.decoder not in ("auto", *DECODERS):
+            raise ValueError(f"unknown decoder {self.decoder!r}; known: auto, {', '.join(DECODERS)}")
         if self.model.whiten and (self.model.weights or self.model.kind != "video"):
             raise ValueError("model.whiten is for a video model that starts from random weights, without model.weights")
         if not 0 <= optim.ema < 1:

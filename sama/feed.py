@@ -158,6 +158,7 @@ def ahead(
                     yield current.job, item
         finally:
             stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _work(started: _Started, produce: Callable[[Job, Ticket], Iterable[Item]], ticket: Ticket):
@@ -181,10 +182,16 @@ def _work(started: _Started, produce: Callable[[Job, Ticket], Iterable[Item]], t
                 return
             put(item)
     except Exception as caught:
-        error = caught
+        error = bare(caught)
     finally:
         ticket.budget.leave(ticket.number)
         put(Ended(error, time.perf_counter() - start - waited))
+
+
+def bare(error: Exception) -> Exception:
+    """The error without its traceback, which would keep the frames of its job in memory."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def reason(error: Exception) -> str:
@@ -388,7 +395,7 @@ class Feed:
             for video in videos.values():
                 video.close()
         for number, clips in sampled.items():
-            yield number, errors[number] if number in errors else torch.stack(clips)
+            yield number, errors[number] if number in errors else finish(torch.stack(clips))
 
     def _clips(self, video: Video, number: int, epoch: int) -> list[tuple[np.ndarray, Draws | None]]:
         """Frame numbers and draws of a file's clips, as `VideoSampler.read_video` has them."""

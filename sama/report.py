@@ -47,6 +47,7 @@ class Log:
         self.losses: list[float] = []
         self.recent: list[tuple[float, float]] = []
         self.files, self.started = 0, time.perf_counter()
+        self.started_whole = batch == 0
         self.meter = self.feed.meter.waited, self.feed.meter.running
         if not self.quiet:
             from tqdm import tqdm
@@ -54,15 +55,17 @@ class Log:
             title = f"epoch {epoch + 1}/{self.config.optim.epochs}"
             self.bar = tqdm(total=len(self.feed), initial=batch, desc=title, leave=False, disable=None)
 
-    def step(self, epoch: int, batch: Batch, loss, norm, lr: float, predictions: torch.Tensor, labels: torch.Tensor):
-        """A step of the optimiser is done."""
-        self._note(batch.failed)
+    def batch(self, batch: Batch, loss, predictions: torch.Tensor, labels: torch.Tensor):
+        """A batch went through; predictions and labels of all ranks."""
+        self.failures(batch.failed)
         self.losses.append(loss.item())
         self.files += len(labels)
+        self.recent = [*self.recent, *zip(predictions.tolist(), labels.tolist())][-RECENT:]
+
+    def step(self, epoch: int, batch: Batch, norm, lr: float):
+        """A step of the optimiser is done."""
         if self.quiet:
             return
-        self.recent += zip(predictions.tolist(), labels.tolist())
-        self.recent = self.recent[-RECENT:]
         at = epoch * len(self.feed) + batch.index
         for name, value in (("loss", self.losses[-1]), ("gradient norm", float(norm)), ("learning rate", lr)):
             self.board.add_scalar(f"train/{name}", value, at)
@@ -99,7 +102,7 @@ class Log:
 
     def validate(self, epoch: int, scored: dict[str, Any]) -> dict[str, Any]:
         """The validation set's metrics, for the record of an epoch."""
-        self._note(scored["failed"])
+        self.failures(scored["failed"])
         result = asdict(metrics(*pairs(scored, self.sets["val"])))
         if not self.quiet:
             for name, value in result.items():
@@ -134,13 +137,17 @@ class Log:
         print(f"report: {self.out / 'report.md'}", file=sys.stderr)
         return content
 
-    def _note(self, failed: Sequence[tuple[str, str]]):
+    def failures(self, failed: Sequence[tuple[str, str]]):
         """Say of each file that cannot be read once that it is left out."""
         for path, reason in failed:
             if path not in self.failed:
                 self.failed[path] = reason
                 if not self.quiet:
                     print(f"left out: {path}: {reason}", file=sys.stderr)
+
+    def first_failure(self) -> str:
+        """One of the files that failed, and why."""
+        return "; ".join(f"{path}: {reason}" for path, reason in [*self.failed.items()][:1])
 
     def _waiting(self) -> float:
         waited, running = self.feed.meter.waited - self.meter[0], self.feed.meter.running - self.meter[1]

@@ -8,6 +8,7 @@ appears whole at the end. After an interruption, whatever it was, `resume` goes 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -91,19 +92,20 @@ def score_files(
         items_ahead=CLIPS_AHEAD,
         meter=meter,
     )
-    for file, item in events:
-        if item is BEGUN:
-            file.row.model, file.row.settings = model.name, settings
-            waiting.append(file)
-        elif isinstance(item, Ended):
-            file.end(item)
-        else:
-            file.decoded += 1
-            samples.append((file, item))
-            if len(samples) == batch:
-                _run(samples, model, batch)
-        while waiting and waiting[0].done:
-            yield waiting.popleft().close(model)
+    with contextlib.closing(events):  # an error here must not leave its threads behind
+        for file, item in events:
+            if item is BEGUN:
+                file.row.model, file.row.settings = model.name, settings
+                waiting.append(file)
+            elif isinstance(item, Ended):
+                file.end(item)
+            else:
+                file.decoded += 1
+                samples.append((file, item))
+                if len(samples) == batch:
+                    _run(samples, model, batch)
+            while waiting and waiting[0].done:
+                yield waiting.popleft().close(model)
     if samples:
         _run(samples, model, batch)
     while waiting:

@@ -5,8 +5,9 @@ python -m sama.train --config lsvq --data.root LSVQ        # a shipped config, w
 python -m sama.train --config mine.yaml --optim.epochs 5
 torchrun --nproc-per-node 8 -m sama.train --config lsvq    # batches shared among 8 GPUs, the losses over whole batches
 
-What is random depends on the seed and the place in training alone, so a run that is killed and gone on with (`--resume
-true`) ends with the weights of one that was left alone, and so does a run on two ranks, but for rounding.
+What is random depends on the seed, the place in training and, for dropout and augmentation, the rank, so a run that is
+killed and gone on with (`--resume true`) ends with the weights of one that was left alone. Batches are the same on any
+number of ranks.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sama.config import Config
-from sama.data import Item, named_split, protocol_split, read_labels, with_split
+from sama.data import Item, leakage, named_split, protocol_split, read_labels, with_split
 from sama.feed import Batch, Feed
 from sama.kernels.layout import PATCH
 from sama.losses import image_loss, video_loss
@@ -75,6 +76,7 @@ def train(config: Config) -> dict[str, Any]:
         ema.load_state_dict(state.tensors["ema"])
         optimizer.load_state_dict(state.tensors["optimizer"])
         schedule.load_state_dict(state.tensors["schedule"])
+        state.tensors = {}
     if config.compile:
         model.compile()
     parallel = DistributedDataParallel(model) if ranks.count > 1 else model
@@ -93,19 +95,27 @@ def train(config: Config) -> dict[str, Any]:
                 everyones, labels = ranks.gather(prediction), ranks.gather(batch.labels)
                 loss = objective(everyones, labels, config)
                 (loss * ranks.count / config.optim.accumulate).backward()  # gradients are averaged over ranks
+            log.batch(batch, loss, everyones, labels)
             if stepping:
                 norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf)
+                if not norm.isfinite():  # the same on all ranks; the last checkpoint stays good
+                    raise ValueError(
+                        f"gradients are not finite in epoch {epoch + 1}, batch {batch.index + 1}: lower lr"
+                    )
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
                 average(ema, model, config.optim.ema)
-                log.step(epoch, batch, loss, norm, schedule.get_last_lr()[0], everyones, labels)
+                log.step(epoch, batch, norm, schedule.get_last_lr()[0])
                 if log.checkpoint_is_due() and not last:
                     save_state(
                         out, config, State(epoch, batch.index + 1, state.history), model, ema, optimizer, schedule
                     )
         state.batch = 0
 
+        log.failures([failed for part in ranks.all(log.failed) for failed in part.items()])
+        if sum(ranks.all(log.files)) == 0 and log.started_whole:
+            raise ValueError(f"none of the {len(sets['train'])} training files could be read: {log.first_failure()}")
         final = epoch + 1 == config.optim.epochs
         record = log.end(epoch)
         if "val" in validation and (final or (epoch + 1) % config.evaluate_every == 0):
@@ -254,13 +264,21 @@ def datasets(config: Config) -> dict[str, list[Item]]:
         sets = {"train": train, "val": val}
         if any(item.split == data.test for item in items):
             sets["test"] = with_split(items, data.test)
+            shared = leakage({"train": train, "test": sets["test"]})
+            if shared:
+                raise ValueError(
+                    f"{len(shared)} contents are in {data.train} and {data.test}: {', '.join([*shared][:5])}"
+                )
     elif data.split == "protocol":
         train, val = protocol_split(items, data.split_number)
         sets = {"train": train, "val": val}
     else:
         sets = {"train": items}
     for test in data.tests:
-        sets[test.name or Path(test.labels).stem] = read_labels(test.labels, test.root)
+        name = test.name or Path(test.labels).stem
+        if name in sets:
+            raise ValueError(f"two sets are called {name!r}: give each of data.tests a name of its own")
+        sets[name] = read_labels(test.labels, test.root)
     return sets
 
 
@@ -412,7 +430,7 @@ def read_state(out: Path, config: Config, ranks: Ranks) -> State:
         return State()
     if not config.resume:
         raise ValueError(f"{out} holds a run already: --resume true goes on with it, or give another --out")
-    saved = torch.load(path, map_location=ranks.device, weights_only=True)
+    saved = torch.load(path, map_location="cpu", weights_only=True)
     if saved["config"] != told(config):
         differing = [key for key in told(config) if saved["config"].get(key) != told(config)[key]]
         raise ValueError(f"{out} was trained with other settings of {', '.join(differing)}: give another --out")
@@ -466,8 +484,8 @@ def save_model(
 
 def is_best(record: dict[str, Any], history: list[dict[str, Any]]) -> bool:
     """Whether no validation before had a higher SROCC."""
-    before = [entry["val"]["srocc"] for entry in history if "val" in entry]
-    return not any(value >= record["val"]["srocc"] for value in before)
+    before, new = [entry["val"]["srocc"] for entry in history if "val" in entry], record["val"]["srocc"]
+    return not before or (new == new and not any(value >= new for value in before))
 
 
 # The command line
@@ -503,13 +521,12 @@ def configure(arguments: Sequence[str]) -> Config:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the command line says; 0 where all went well, 2 where it could not be carried out, 130 interrupted."""
-    config = configure(sys.argv[1:] if arguments is None else arguments)
     try:
-        run(config)
+        run(configure(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
-        print(f"\ninterrupted; --resume true --out {config.out} goes on", file=sys.stderr)
+        print("\ninterrupted; the same command with --resume true goes on", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:  # also a GPU out of memory, an unknown device
         print(f"sama.train: {error}", file=sys.stderr)
         return 2
     finally:

@@ -23,7 +23,10 @@ def test_import_is_light(where, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["root", "elsewhere"])
-@pytest.mark.parametrize("statement", ["from sama.sampler import VideoSampler", "import sama.models, sama.kernels.cpu"])
+@pytest.mark.parametrize(
+    "statement",
+    ["from sama.sampler import VideoSampler", "import sama.models, sama.kernels.cpu", "import sama.train"],
+)
 def test_no_top_level_kernels_or_models(statement, where, tmp_path):
     loaded = modules_after(statement, ROOT if where == "root" else tmp_path)
     assert {"kernels", "models"}.isdisjoint(loaded)

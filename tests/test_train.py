@@ -16,10 +16,11 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import sama
 from sama import train as training
-from sama.config import Config, Data, Model, Optim, Sampling, Sweep
+from sama.config import Config, Data, LabelledSet, Model, Optim, Sampling, Sweep
 from sama.models.swin3d import cut_patches
 from sama.train import configure, make_model, rate, run, train
 
@@ -339,3 +340,56 @@ def test_a_whitened_embedding_gives_every_component_the_same_power(labels, tmp_p
     assert embedded.var(0).max() < 4
     with pytest.raises(ValueError, match=r"model\.whiten is for a video model that starts from random weights"):
         dataclasses.replace(told, model=Model(weights="some.pth", whiten=True))
+
+
+def test_images_are_trained_on(tmp_path):
+    """Six pictures of noise, two epochs of one step; the checkpoint scores as the report says."""
+    rng = np.random.default_rng(0)
+    lines = ["path,mos,split"]
+    for k in range(6):
+        picture = np.clip(128 + 20 * k * rng.standard_normal((90 + k, 120, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"{k}.png")
+        lines.append(f"{k}.png,{5 - k},{'val' if k in (1, 4) else 'train'}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    report = train(
+        config(
+            tmp_path / "labels.csv",
+            tmp_path / "run",
+            data=Data(labels=str(tmp_path / "labels.csv"), augment=True),
+            model=Model(kind="image", size="nano"),
+            sampling=Sampling(grid=(8, 8), fragment=(32, 32)),
+        )
+    )
+    assert [math.isfinite(record["loss"]) for record in report["history"]] == [True, True]
+    model = sama.load_model(tmp_path / "run" / "last.safetensors", "cpu")
+    assert model.kind == "image"
+    scored = json.loads((tmp_path / "run" / "val" / "report.json").read_text())
+    assert [model.score(path).score for path in scored["paths"]] == pytest.approx(scored["prediction"], abs=1e-5)
+
+
+def test_a_run_that_can_read_nothing_is_an_error(labels, tmp_path):
+    (tmp_path / "labels.csv").write_text("path,mos,split\na.mp4,1,train\nb.mp4,2,train\nc.mp4,3,val\n")
+    with pytest.raises(ValueError, match=r"none of the 2 training files could be read: .*no such file"):
+        train(config(tmp_path / "labels.csv", tmp_path / "run"))
+
+
+def test_sets_do_not_replace_or_leak_into_each_other(labels, tmp_path):
+    told = config(labels, tmp_path, data=Data(labels=str(labels), tests=[LabelledSet(str(labels), name="train")]))
+    with pytest.raises(ValueError, match="two sets are called 'train'"):
+        training.datasets(told)
+    (tmp_path / "labels.csv").write_text("path,mos,content,split\na,1,x,train\nb,2,y,val\nc,3,x,test\n")
+    with pytest.raises(ValueError, match="1 contents are in train and test: x"):
+        training.datasets(config(tmp_path / "labels.csv", tmp_path))
+
+
+def test_the_best_epoch_is_one_that_exists():
+    nan, good = {"val": {"srocc": math.nan}}, {"val": {"srocc": 0.5}}
+    assert training.is_best(good, [])
+    assert not training.is_best(nan, [good])
+    assert training.is_best(good, [nan])
+    assert not training.is_best(good, [good])
+
+
+def test_mistakes_are_said_in_a_line(capsys):
+    assert training.main(["--data.demo", "small", "--optim.epochs", "0"]) == 2
+    assert "optim.epochs must be at least 1; got 0" in capsys.readouterr().err
