@@ -29,7 +29,6 @@ import torch
 
 from sama.decode import DecodeError, Video, VideoInfo, open_video
 from sama.files import check_kind, read_image
-from sama.plan import Draws, frame_indices
 from sama.sampler import ImageSampler, VideoSampler
 
 Job = TypeVar("Job")
@@ -376,7 +375,9 @@ class Feed:
                 yield number, future.exception()
                 continue
             video = videos[number] = future.result()
-            todo += [(number, *clip) for clip in self._clips(video, number, epoch)]
+            told = self.clip_len, self.num_clips, self.interval, self.train
+            clips = zip(*self.sampler.choose(video.info, *told, self._generator(number, epoch)))
+            todo += [(number, *clip) for clip in clips]
             self.decoders["dali"] += 1
         sampled: dict[int, list[torch.Tensor]] = {number: [] for number in videos}
         try:
@@ -396,18 +397,6 @@ class Feed:
                 video.close()
         for number, clips in sampled.items():
             yield number, errors[number] if number in errors else finish(torch.stack(clips))
-
-    def _clips(self, video: Video, number: int, epoch: int) -> list[tuple[np.ndarray, Draws | None]]:
-        """Frame numbers and draws of a file's clips, as `VideoSampler.read_video` has them."""
-        generator, info, told = (
-            self._generator(number, epoch),
-            video.info,
-            (self.clip_len, self.num_clips, self.interval),
-        )
-        indices = frame_indices(info.num_frames, *told, self.train, generator=generator)
-        sizes = [(info.height, info.width)] * self.num_clips
-        draws = self.sampler.draws(sizes, self.clip_len, self.train, None, generator)
-        return list(zip(indices.reshape(self.num_clips, self.clip_len), draws))
 
     def _parts(self, todo: list[tuple], videos: dict[int, Video]) -> Iterator[list[tuple]]:
         """`todo` in pieces whose decoded frames the budget holds, though at least one clip each."""

@@ -37,7 +37,7 @@ from sama.plan import (
 )
 
 if TYPE_CHECKING:
-    from sama.decode import Video
+    from sama.decode import Video, VideoInfo
     from sama.plan import Generator
 
 Backend = Literal["auto", "reference", "cpu", "triton"]
@@ -283,11 +283,17 @@ class VideoSampler(_Sampler):
         generator: Generator = None,
     ) -> torch.Tensor:
         """As `read`, of a video that is already open."""
+        indices, draws = self.choose(video.info, clip_len, num_clips, interval, train, generator)
+        return torch.stack(list(self.stream(video, indices, draws=draws)))
+
+    def choose(
+        self, info: VideoInfo, clip_len: int, num_clips: int, interval: int, train: bool, generator: Generator
+    ) -> tuple[np.ndarray, list[Draws | None]]:
+        """Frame numbers [num_clips, clip_len] and draws of the clips that `read` takes of a video."""
         generator = _generator(generator)
-        indices = frame_indices(video.info.num_frames, clip_len, num_clips, interval, train, generator=generator)
-        size = video.info.height, video.info.width
-        draws = self.draws([size] * num_clips, clip_len, train, None, generator)
-        return torch.stack(list(self.stream(video, indices.reshape(num_clips, clip_len), draws=draws)))
+        indices = frame_indices(info.num_frames, clip_len, num_clips, interval, train, generator=generator)
+        draws = self.draws([(info.height, info.width)] * num_clips, clip_len, train, None, generator)
+        return indices.reshape(num_clips, clip_len), draws
 
     def stream(
         self, video: Video, indices: np.ndarray, *, draws: Sequence[Draws | None] | None = None

@@ -82,6 +82,7 @@ def train(config: Config) -> dict[str, Any]:
     parallel = DistributedDataParallel(model) if ranks.count > 1 else model
     log = Log(out, config, sets, feed, quiet=not ranks.first)
 
+    finals = {}
     for epoch in range(state.epoch, config.optim.epochs):
         log.begin(epoch, state.batch)
         model.train()
@@ -121,13 +122,15 @@ def train(config: Config) -> dict[str, Any]:
         if "val" in validation and (final or (epoch + 1) % config.evaluate_every == 0):
             scores = score_feed(ema, validation["val"], config, ranks)
             record |= log.validate(epoch, scores)
+            if final:
+                finals["val"] = scores
             if ranks.first and is_best(record, state.history):
                 save_model(out / "best.safetensors", ema, config, sets["train"], record, scores, sets["val"])
         state.history.append(record)
         if ranks.first:
             save_state(out, config, State(epoch + 1, 0, state.history), model, ema, optimizer, schedule)
 
-    finals = {name: score_feed(ema, validation[name], config, ranks) for name in validation}
+    finals = {name: finals.get(name) or score_feed(ema, validation[name], config, ranks) for name in validation}
     report = {}
     if ranks.first:
         calibrating = (finals.get("val"), sets.get("val"))
