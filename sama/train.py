@@ -195,29 +195,26 @@ def own_randomness(ranks: Ranks, seed: int, *place: int):
 
 
 def augment(x: Tensor) -> Tensor:
-    """Inputs [B, 3, T, H, W], images [B, 3, H, W] or patches [B, T/2, H/4, W/4, 96], each turned over a diagonal and
-    mirrored or not, its colours in another order, times a factor of 0.7 to 1.3 with either sign."""
+    """Inputs [B, 3, T, H, W], images [B, 3, H, W] or patches [B, T/2, H/4, W/4, 96], each mirrored or not, and turned
+    over a diagonal or not."""
     patches = x.ndim == 5 and x.shape[-1] == 3 * math.prod(PATCH)
     views = x.unflatten(-1, (3, *PATCH)) if patches else x
-    channels, rows, columns = (3, (1, 5), (2, 6)) if patches else (0, (x.ndim - 3,), (x.ndim - 2,))  # of one sample
+    rows, columns = ((1, 5), (2, 6)) if patches else ((x.ndim - 3,), (x.ndim - 2,))  # axes of one sample
     changed = []
-    for sample in views:
-        if torch.rand(()) < 0.5 and sample.shape[rows[0]] == sample.shape[columns[0]]:
+    for sample, (turn, mirror) in zip(views, torch.rand(len(x), 2).tolist()):
+        if turn < 0.5 and sample.shape[rows[0]] == sample.shape[columns[0]]:
             for row, column in zip(rows, columns):
                 sample = sample.transpose(row, column)
-        if torch.rand(()) < 0.5:
-            sample = sample.flip(columns)
-        sample = sample.index_select(channels, torch.randperm(3).to(x.device))
-        factor = (0.7 + 0.6 * torch.rand(())) * (1 if torch.rand(()) < 0.5 else -1)
-        changed.append(sample * float(factor))
+        changed.append(sample.flip(columns) if mirror < 0.5 else sample)
     changed = torch.stack(changed)
     return changed.flatten(-4) if patches else changed
 
 
 @torch.no_grad()
 def whiten(model: nn.Module, config: Config, items: Sequence[Item], ranks: Ranks):
-    """Make the patch embedding a whitening of patches of the first `WHITENING_FILES` files: principal components from
-    the strongest to the weakest at even steps, each of deviation 1."""
+    """Make the patch embedding a whitening of patches of `WHITENING_FILES` files: principal components of deviation 1.
+    Of a nano model all of them with either sign, so that with the GELU their strengths are what goes on; else as many
+    as it has tokens' channels, from the strongest to the weakest at even steps."""
     from sama.models.swin3d import cut_patches
 
     alone = Ranks(0, 1, ranks.device)
@@ -229,11 +226,18 @@ def whiten(model: nn.Module, config: Config, items: Sequence[Item], ranks: Ranks
     x = x if x.shape[-1] == 3 * math.prod(PATCH) and x.shape[1] != 3 else cut_patches(x)
     x = x.flatten(0, -2)[::7].double()
     power, directions = torch.linalg.eigh(torch.cov(x.T))
-    layer = model.backbone.patch_embed.proj
-    chosen = torch.linspace(len(power) - 1, 0, layer.out_features).round().long()
-    weight = (directions[:, chosen] / (power[chosen].clamp_min(0) + WHITENING_FLOOR).sqrt()).T
-    layer.weight.copy_(weight)
-    layer.bias.copy_(-weight @ x.mean(0))
+    embed = model.backbone.patch_embed
+    if embed.mix is None:
+        chosen = torch.linspace(len(power) - 1, 0, embed.proj.out_features).round().long()
+        signs = 1
+    else:
+        chosen = torch.arange(len(power)).repeat(2)
+        signs = torch.ones(len(chosen), 1)
+        signs[len(power) :] = -1
+        embed.mix.weight[:, len(power) :] = embed.mix.weight[:, : len(power)]
+    weight = signs * (directions[:, chosen] / (power[chosen].clamp_min(0) + WHITENING_FLOOR).sqrt()).T
+    embed.proj.weight.copy_(weight)
+    embed.proj.bias.copy_(-weight @ x.mean(0))
 
 
 def autocast(config: Config, ranks: Ranks):

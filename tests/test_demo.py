@@ -128,12 +128,13 @@ def test_images(tmp_path):
 def test_splits_share_neither_source_nor_strength(sizes, size):
     settings = sizes[size]
     files, strengths = {}, {}
-    for name in settings.contents:
-        content = demo.CONTENTS[name]
-        source = demo.SOURCES[content.source]
-        files.setdefault(source.file, set()).add(content.split)
+    for name in settings.names:
+        content = demo.ALL_CONTENTS[name]
+        for file in demo.files(content):
+            files.setdefault(file, set()).add(content.split)
         for version in settings.plan(name):
-            strengths.setdefault(version.kind, {}).setdefault(content.split, []).append(version.strength)
+            if name in demo.CONTENTS or version.kind == "mpeg4":  # of collages others may be the same by chance
+                strengths.setdefault(version.kind, {}).setdefault(content.split, []).append(version.strength)
     assert all(len(splits) == 1 for splits in files.values())
     assert {split for splits in files.values() for split in splits} == set(demo.SPLITS)
     for kind in settings.kinds:
@@ -141,6 +142,26 @@ def test_splits_share_neither_source_nor_strength(sizes, size):
         assert set(of) == ({"test"} if kind in demo.UNSEEN else set(demo.SPLITS))
         for other in ("val", "test"):
             assert not set(of.get("train", ())) & set(of.get(other, ()))
+
+
+def test_collages(tmp_path):
+    """They are of the training photographs, all different, as sharp as the photographs themselves, and are made again
+    the same; each has one strength of each kind that is trained on."""
+    settings = demo.Settings(("coffee",), ("noise", "vp9"), versions=2, collages=2, num_frames=4)
+    assert settings.names == ["coffee", "collage-000", "collage-001"]
+    labels = demo.make(tmp_path, size=settings, workers=2)
+    rows = [row for row in table(labels) if row["content"].startswith("collage")]
+    assert [(row["kind"], row["split"]) for row in rows] == [("pristine", "train"), ("noise", "train")] * 2
+    assert len({row["strength"] for row in rows if row["kind"] == "noise"}) == 2
+    clips = [demo.luma(demo.pristine(demo.COLLAGES[name], 2))[0].astype(float) for name in list(demo.COLLAGES)[:12]]
+    photographs = [demo.luma(demo.pristine(demo.CONTENTS[name], 2))[0].astype(float) for name in demo.SMALL]
+    gradients = [
+        [np.percentile(np.abs(np.diff(frame, axis=1)), 99) for frame in frames] for frames in (clips, photographs)
+    ]
+    assert np.median(gradients[0]) > 0.5 * np.median(gradients[1])
+    assert len({frame.tobytes() for frame in clips}) == 12
+    with pytest.raises(ValueError, match="collages must be 0 to 1000; got 1001"):
+        demo.Settings(("coffee",), collages=1001)
 
 
 def test_regions_of_a_photograph_do_not_overlap():

@@ -99,7 +99,8 @@ def oracle(model, x):
     embed = back.patch_embed
     x = F.pad(x, (0, -x.shape[3] % 4, 0, -x.shape[2] % 4, 0, -x.shape[1] % 2))
     x = F.conv3d(x[None], embed.proj.weight.reshape(-1, 3, 2, 4, 4), embed.proj.bias, stride=(2, 4, 4))[0]
-    x = embed.norm(x.permute(1, 2, 3, 0))
+    x = x.permute(1, 2, 3, 0)
+    x = embed.norm(x) if embed.mix is None else embed.mix(F.gelu(x))
     for stage in back.layers:
         for i, block in enumerate(stage.blocks):
             x = x + oracle_attention(block.attn, block.norm1(x), shifted=i % 2 == 1)

@@ -1,0 +1,146 @@
+"""Scenes without end to train on: shapes of all sizes that cover one another, filled with pieces of photographs, noise
+of natural spectra, patterns and shades.
+
+Images of overlapping shapes whose sizes follow a power law ("dead leaves", Lee, Mumford and Huang 2001) have edges and
+contrasts at all scales, as photographs do, and networks that learnt from them alone work on photographs (Baradad et
+al., arXiv 2106.05963). A network that has seen hundreds of them cannot learn what is in the picture, only what was done
+to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+OVER = 2  # a scene is drawn at so many times its size, so that edges end up smooth and sharp
+
+
+def collage(width: int, height: int, photographs: Sequence[Image.Image], rng: np.random.Generator) -> Image.Image:
+    """A scene, RGB, drawn by `rng` alone. photographs: RGB, what pieces are cut from, never enlarged"""
+    width, height = OVER * width, OVER * height
+    scene = _filling((width, height), photographs, rng, share=0.7)
+    longest, smallest = rng.uniform(0.3, 1.0) * min(width, height), rng.uniform(8, 24)
+    for size in _sizes(longest, smallest, int(rng.integers(20, 160)), rng):
+        box = _shape_box(size, rng)
+        x, y = (int(rng.uniform(-length / 2, whole - length / 2)) for length, whole in zip(box, (width, height)))
+        mask = _shape(box, rng)
+        if rng.random() < 0.1:  # out of focus
+            mask = mask.filter(ImageFilter.GaussianBlur(rng.uniform(1, 5)))
+        scene.paste(_filling(box, photographs, rng), (x, y), mask)
+    return scene.reduce(OVER)
+
+
+def _sizes(longest: float, smallest: float, number: int, rng: np.random.Generator) -> list[float]:
+    """Of a power law with exponent 2, larger ones mostly below smaller ones."""
+    sizes = 1 / rng.uniform(1 / longest, 1 / smallest, number)
+    return list(sizes[np.argsort(-sizes * rng.uniform(0.4, 1, number))])
+
+
+def _shape_box(size: float, rng: np.random.Generator) -> tuple[int, int]:
+    stretch = np.exp(rng.normal(0, 0.4))
+    return max(4, round(size * stretch)), max(4, round(size / stretch))
+
+
+def _shape(box: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """An ellipse, a rectangle or a polygon that fills the box."""
+    mask = Image.new("L", box)
+    draw, (width, height) = ImageDraw.Draw(mask), box
+    kind = rng.random()
+    if kind < 0.35:
+        draw.ellipse((0, 0, width - 1, height - 1), fill=255)
+    elif kind < 0.5:
+        draw.rectangle((0, 0, width, height), fill=255)
+    else:
+        corners = int(rng.integers(3, 12))
+        angles = np.sort(rng.uniform(0, 2 * np.pi, corners))
+        radii = rng.uniform(0.4, 1, corners)
+        points = np.stack([np.cos(angles) * radii * width / 2, np.sin(angles) * radii * height / 2], 1)
+        draw.polygon([tuple(point) for point in points + np.array(box) / 2], fill=255)
+    return mask
+
+
+def _filling(
+    box: tuple[int, int], photographs: Sequence[Image.Image], rng: np.random.Generator, share: float = 0.5
+) -> Image.Image:
+    """What a shape is filled with: a piece of a photograph in `share` of the cases."""
+    if photographs and rng.random() < share:
+        return _piece(box, photographs[rng.integers(len(photographs))], rng)
+    return (_shade, _shade, _pattern, _noise, _noise)[rng.integers(5)](box, rng)
+
+
+def _piece(box: tuple[int, int], photograph: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A part of a photograph, turned and mirrored, its colours exchanged and its contrast changed."""
+    width, height = box
+    across, down = width / OVER, height / OVER  # pixels in the finished scene
+    most = min(photograph.width / across, photograph.height / down)
+    if most < 1:  # too small: a shade of the photograph's colours would be enlarged
+        return _shade(box, rng)
+    reduction = min(most, np.exp(rng.uniform(0, np.log(4))))
+    across, down = across * reduction, down * reduction
+    x, y = rng.random(2) * np.maximum((photograph.width - across, photograph.height - down), 0)
+    piece = photograph.resize(box, Image.Resampling.BICUBIC, (x, y, x + across, y + down), reducing_gap=None)
+    if rng.random() < 0.5:
+        piece = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if rng.random() < 0.5:
+        piece = piece.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    pixels = np.asarray(piece, np.float32)
+    if rng.random() < 0.7:
+        mixing = 0.7 * np.eye(3) + 0.3 * rng.dirichlet((0.5, 0.5, 0.5), 3)
+        if rng.random() < 0.4:
+            mixing = mixing[:, rng.permutation(3)]
+        pixels = pixels @ mixing.astype(np.float32)
+        pixels = (pixels - 128) * np.float32(rng.uniform(0.6, 1.3)) + np.float32(128 + rng.uniform(-40, 40))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def _colour(rng: np.random.Generator) -> np.ndarray:
+    """Often greyish, seldom vivid."""
+    grey = rng.uniform(10, 245)
+    return np.clip(grey + rng.normal(0, rng.uniform(0, 60), 3), 0, 255)
+
+
+def _shade(box: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """From one colour to another in some direction, or only one."""
+    first, second = _colour(rng), _colour(rng)
+    share = rng.uniform(0, 1) if rng.random() < 0.7 else 0.0
+    width, height = box
+    angle = rng.uniform(0, 2 * np.pi)
+    x, y = np.linspace(-1, 1, width), np.linspace(-1, 1, height)[:, None]
+    along = 0.5 + 0.35 * (np.cos(angle) * x + np.sin(angle) * y)
+    pixels = first + (share * along)[..., None] * (second - first)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def _pattern(box: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """Stripes, checks or waves of two colours."""
+    width, height = box
+    period, angle = np.exp(rng.uniform(np.log(5), np.log(80))), rng.uniform(0, np.pi)
+    x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
+    u = 2 * np.pi / period * (np.cos(angle) * x + np.sin(angle) * y)
+    v = 2 * np.pi / period * (-np.sin(angle) * x + np.cos(angle) * y)
+    wave = np.sin(u) if rng.random() < 0.5 else np.sin(u) * np.sin(v)
+    hardness = np.exp(rng.uniform(0, 3))
+    share = 0.5 + 0.5 * np.clip(wave * hardness, -1, 1)
+    first, second = _colour(rng), _colour(rng)
+    return Image.fromarray(np.clip(first + share[..., None] * (second - first), 0, 255).astype(np.uint8))
+
+
+def _noise(box: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """Noise whose amplitude falls with the frequency to a power of 0.7 to 2, about a colour."""
+    width, height = box
+    rows, columns = (1 << int(np.ceil(np.log2(min(length, 512)))) for length in (height, width))
+    fy, fx = np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns)
+    if rng.random() < 0.3:  # grain
+        fx = fx * np.exp(rng.normal(0, 0.7))
+    frequency = np.hypot(fy, fx)
+    frequency[0, 0] = np.inf
+    amplitude = frequency ** -rng.uniform(0.7, 2)
+    amplitude[frequency > 0.25] *= 0.3  # what is too fine for the finished scene
+    spectrum = rng.standard_normal(amplitude.shape) + 1j * rng.standard_normal(amplitude.shape)
+    field = np.fft.irfft2(amplitude * spectrum, (rows, columns))
+    field /= field.std() + 1e-9
+    field = np.tile(field, (-(-height // rows), -(-width // columns)))[:height, :width]
+    contrast = rng.uniform(5, 50) * (1 + 0.3 * rng.standard_normal(3))
+    return Image.fromarray(np.clip(_colour(rng) + field[..., None] * contrast, 0, 255).astype(np.uint8))
