@@ -178,11 +178,16 @@ class QualityModel:
 
         seconds: time of every frame, needed with `every_seconds`: one clip from the middle of each window of that
         length; None is the published protocol of a few clips for the whole video
+
+        The published clips run on with the last frame where a video is too short. A model for which that is a fault in
+        the video (metadata["whole_clips"]) takes only as many clips as fit, though at least one.
         """
         data = self.metadata
         if every_seconds is None:
-            indices = frame_indices(num_frames, data["clip_len"], data["num_clips"], data["interval"])
-            return indices.reshape(data["num_clips"], data["clip_len"])
+            clips = data["num_clips"]
+            if data.get("whole_clips"):
+                clips = max(1, min(clips, num_frames // (data["clip_len"] * data["interval"])))
+            return frame_indices(num_frames, data["clip_len"], clips, data["interval"]).reshape(clips, data["clip_len"])
         if not 0 < every_seconds < math.inf:
             raise ValueError(f"windows must be longer than 0 seconds; got {every_seconds}")
         windows = np.floor(seconds / every_seconds)  # of each frame; a gap in time leaves windows without a clip
