@@ -25,7 +25,7 @@ import measure
 import media
 import numpy as np
 import psutil
-import throughput
+import published
 import torch
 from measure import Row
 from tqdm import tqdm
@@ -83,7 +83,7 @@ def rows(case: str, path: Path, repeats: int, at_once: list[int] | None = None) 
     at_once = at_once or ([1, 2, 4, 8, 16] if on_gpu else [1, 2])
     with sama.open_video(path, decoder="pyav") as video:
         info = video.info
-    indices = throughput.plan_indices(info.num_frames, throughput.CLIPS)
+    indices = published.plan_indices(info.num_frames, published.CLIPS)
     providers = runnable(path, [("pyav", "cpu"), ("dali", "cpu"), *([("dali", "cuda"), ("nvcodec", "cuda")] * on_gpu)])
     print(f"\n{case}: {info.codec} {info.pix_fmt} {info.width}x{info.height}, {info.num_frames} frames")
     found = []
@@ -97,7 +97,7 @@ def rows(case: str, path: Path, repeats: int, at_once: list[int] | None = None) 
         notes = {name: memory_note(call) for name, call in calls.items() if "cuda" in name}
         title = f"{case}: {count} at a time"
         sync = torch.cuda.synchronize if on_gpu else lambda: None
-        seconds = throughput.timed(title, calls, repeats, sync=sync)
+        seconds = measure.timed(title, calls, repeats, sync=sync)
         for name in list(seconds):
             if name.endswith(", sampled"):
                 alone = float(np.median(seconds[name.removesuffix(", sampled")]))
@@ -106,7 +106,7 @@ def rows(case: str, path: Path, repeats: int, at_once: list[int] | None = None) 
         work = dict.fromkeys(calls, float(info.num_frames * count))
         metric = f"decode for a score, {count} at a time"
         group = measure.rows(case, metric, "frames of the file/s", seconds, work, next(iter(calls)), **notes)
-        throughput.show(group)
+        measure.show(group)
         found += group
     return found
 
@@ -147,15 +147,15 @@ def pass_files(provider: Provider, path: Path, indices: np.ndarray, count: int, 
             raise errors[0]
         if sample:
             sampler = sama.VideoSampler()
-            for k in range(throughput.CLIPS):
-                part = slice(k * throughput.CLIP_LEN, (k + 1) * throughput.CLIP_LEN)
+            for k in range(published.CLIPS):
+                part = slice(k * published.CLIP_LEN, (k + 1) * published.CLIP_LEN)
                 sampler([Clip("rgb", (r.planes[0][part],), correction=r.correction) for r in results])
         return
 
     def one(_):
         with sama.open_video(path, decoder=decoder, device=device) as video:
             if sample:
-                clips = indices.reshape(throughput.CLIPS, throughput.CLIP_LEN)
+                clips = indices.reshape(published.CLIPS, published.CLIP_LEN)
                 return sum(1 for _ in sama.VideoSampler(threads=1).stream(video, clips))
             return sum(1 for _ in video.frames(indices))
 
@@ -209,7 +209,7 @@ def growth_rows(count: int) -> list[Row]:
     bad = good.with_name("cut.webm")
     bad.write_bytes(good.read_bytes()[:2000])
     decoder, process, found = DaliDecoder("cpu", threads=os.cpu_count()), psutil.Process(), []
-    indices = throughput.plan_indices(2 * media.FPS, 1)
+    indices = published.plan_indices(2 * media.FPS, 1)
     for batch in range(-(-count // 4)):
         results = decoder.decode([(good, indices)] * 3 + [(bad, indices)])
         assert [isinstance(result, DecodeError) for result in results] == [False] * 3 + [True]

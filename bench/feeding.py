@@ -15,7 +15,7 @@ from pathlib import Path
 import measure
 import network
 import numpy as np
-import throughput
+import published
 import torch
 
 import sama
@@ -33,7 +33,7 @@ def device() -> str:
 
 def feed_rows(case: str, path: Path, repeats: int) -> list[measure.Row]:
     """Files per second to the four inputs of a score, on the device."""
-    told = {"num_clips": throughput.CLIPS, "clip_len": throughput.CLIP_LEN, "interval": throughput.INTERVAL}
+    told = {"num_clips": published.CLIPS, "clip_len": published.CLIP_LEN, "interval": published.INTERVAL}
     feed = Feed([path] * FILES, sama.VideoSampler(), batch=FILES, device=device(), decoder="pyav", **told)
     slow = sama.VideoSampler(backend="reference")
 
@@ -43,17 +43,17 @@ def feed_rows(case: str, path: Path, repeats: int) -> list[measure.Row]:
 
     def decode(path):
         with sama.open_video(path, decoder="pyav", threads=feed.threads) as video:
-            indices = throughput.plan_indices(video.info.num_frames, throughput.CLIPS)
+            indices = published.plan_indices(video.info.num_frames, published.CLIPS)
             return sum(1 for _ in video.frames(indices))
 
     providers = {
         "decoding the planned frames alone": decode_alone,
         "feed (pyav)": lambda: [batch.x for batch in feed.epoch()],
-        "every frame to rgb24, reference": lambda: throughput.from_rgb24(path, slow),
+        "every frame to rgb24, reference": lambda: published.from_rgb24(path, slow),
     }
     (x,) = providers["feed (pyav)"]()
-    throughput.check({"feed": lambda: x[: throughput.CLIPS]}, throughput.from_rgb24(path, sama.VideoSampler()))
-    seconds = throughput.timed(f"{case}: feed", providers, repeats)
+    measure.check({"feed": lambda: x[: published.CLIPS]}, published.from_rgb24(path, sama.VideoSampler()))
+    seconds = measure.timed(f"{case}: feed", providers, repeats)
     work = dict.fromkeys(providers, float(FILES)) | {"every frame to rgb24, reference": 1.0}
     return measure.rows(case, "feed: file to input", "files/s", seconds, work, "decoding the planned frames alone")
 
@@ -82,15 +82,15 @@ def training_rows(case: str, path: Path, repeats: int, size: str = "nano") -> li
         model.train()
         return [step(batch.x, batch.labels) for batch in feed.epoch()]
 
-    def published():
+    def slow_way():
         model.train()
         with network.eager_port():
             for k in range(SLOW_STEPS):
-                x = torch.cat([throughput.from_rgb24(path, slow, 1) for _ in range(BATCH)])
+                x = torch.cat([published.from_rgb24(path, slow, 1) for _ in range(BATCH)])
                 step(x.to(device()), torch.from_numpy(labels[k * BATCH : (k + 1) * BATCH]))
 
-    providers = {"every frame to rgb24, reference, eager port": published, "sama": ours}
-    seconds = throughput.timed(f"{case}: training, {size}", providers, max(2, repeats // 2))
+    providers = {"every frame to rgb24, reference, eager port": slow_way, "sama": ours}
+    seconds = measure.timed(f"{case}: training, {size}", providers, max(2, repeats // 2))
     work = {"sama": float(len(labels)), "every frame to rgb24, reference, eager port": float(SLOW_STEPS * BATCH)}
     baseline = "every frame to rgb24, reference, eager port"
     waiting = f"waited for data {feed.meter.share:.1%} of the time, {os.cpu_count()} cores"

@@ -165,9 +165,9 @@ def sample_rows(case: str, path: Path, repeats: int):
     if not torch.cuda.is_available():
         return []
     import measure
-    import throughput
+    import published
 
-    planes = throughput.read_clip(path)
+    planes = published.read_clip(path)
     on_gpu = [replace(f, planes=tuple(reference.tensor(plane).cuda() for plane in f.planes)) for f in planes]
     rgb = torch.stack([reference.to_rgb(frame) for frame in on_gpu])
     providers = {
@@ -176,8 +176,8 @@ def sample_rows(case: str, path: Path, repeats: int):
     }
     if planes[0].layout != "rgb":
         providers["triton, planes"] = lambda: sama.VideoSampler(backend="triton")(on_gpu)[0]
-    throughput.check(providers, sama.VideoSampler(backend="cpu")(planes)[0])
-    seconds = throughput.timed(f"{case}: sample, GPU", providers, max(repeats, 20), sync=torch.cuda.synchronize)
+    measure.check(providers, sama.VideoSampler(backend="cpu")(planes)[0])
+    seconds = measure.timed(f"{case}: sample, GPU", providers, max(repeats, 20), sync=torch.cuda.synchronize)
     plan = plan_video("sama", *rgb.shape[1:3])
     bandwidth = copy_bandwidth()
     notes = {}

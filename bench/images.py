@@ -12,7 +12,6 @@ from typing import NamedTuple
 import measure
 import media
 import numpy as np
-import throughput
 import torch
 from measure import Row
 from PIL import Image
@@ -48,7 +47,7 @@ def rows(sizes: tuple[Size, ...], repeats: int) -> list[Row]:
         path = image_path(size)
         for part in (training_rows, test_rows, file_rows, memory_rows):
             found += part(f"{size.name} ({size.width}x{size.height})", path, repeats)
-            throughput.show([row for row in found if (row.case, row.metric) == (found[-1].case, found[-1].metric)])
+            measure.show([row for row in found if (row.case, row.metric) == (found[-1].case, found[-1].metric)])
     return found
 
 
@@ -168,8 +167,8 @@ def resized(image: Image.Image | torch.Tensor) -> torch.Tensor:
 
 
 def check(case: str, name: str, got: torch.Tensor, expected: torch.Tensor):
-    """RuntimeError unless two inputs agree to `throughput.PIXEL` in 0..255, but for rounding ties."""
-    off = (got.cpu() - expected.cpu()).abs() * max(STD) > throughput.PIXEL
+    """RuntimeError unless two inputs agree to `measure.PIXEL` in 0..255, but for rounding ties."""
+    off = (got.cpu() - expected.cpu()).abs() * max(STD) > measure.PIXEL
     if not (got.isfinite().all() and off.float().mean() <= TIES):
         raise RuntimeError(f"{case}: {name} differs from the reference at {off.float().mean():.2g} of the values")
 
@@ -198,5 +197,5 @@ def _on_gpu(pixels: np.ndarray, expected: torch.Tensor, **settings):
 
 def _timed(case: str, metric: str, unit: str, providers, repeats: int) -> list[Row]:
     sync = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    seconds = throughput.timed(f"{case}: {metric}", providers, repeats, sync=sync)
+    seconds = measure.timed(f"{case}: {metric}", providers, repeats, sync=sync)
     return measure.rows(case, metric, unit, seconds, dict.fromkeys(providers, 1.0), next(iter(providers)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import itertools
 import os
 import platform
 import subprocess
@@ -16,9 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from sama.sampler import STD
 
 REST = 0.05  # seconds before each call: threads of the one before go on spinning for a while, waiting for work
 RESULTS = Path(__file__).parent / "results"
+PIXEL = 0.02  # agreement with the reference, in 0..255: torch rounds coordinates otherwise on a GPU and in some builds
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,24 @@ def take_turns(
     return seconds
 
 
+def check(providers: dict[str, Callable[[], torch.Tensor]], expected: torch.Tensor):
+    """RuntimeError unless every provider gives what the reference gives, to PIXEL in 0..255."""
+    for name, call in providers.items():
+        error = float((call().cpu() - expected.cpu()).abs().max()) * max(STD)
+        if not error <= PIXEL:
+            raise RuntimeError(f"{name} is {error:.2g} grey levels off the reference; at most {PIXEL} is right")
+
+
+def timed(title: str, providers, repeats: int, **kwargs) -> dict[str, list[float]]:
+    with tqdm(total=len(providers) * (repeats + 1), desc=title, leave=False, disable=None) as bar:
+
+        def progress(name):
+            bar.set_postfix_str(name)
+            bar.update()
+
+        return take_turns(providers, repeats, progress=progress, **kwargs)
+
+
 def rows(
     case: str,
     metric: str,
@@ -151,3 +176,20 @@ print(resident("VmHWM") - before)
     if run.returncode:
         raise RuntimeError(f"measuring memory failed:\n{run.stderr}")
     return int(run.stdout.splitlines()[-1]) / 1024
+
+
+def show_all(rows: list[Row]):
+    """A table for each case and metric."""
+    for _, group in itertools.groupby(rows, lambda row: (row.case, row.metric)):
+        show(list(group))
+
+
+def show(rows: list[Row]):
+    first = rows[0]
+    table = Table(title=f"{first.case}: {first.metric}, {first.unit}", title_justify="left")
+    for column in ("", "median", "p20 to p80", "ratio", ""):
+        table.add_column(column, justify="left" if not column else "right")
+    for row in rows:
+        ratio = "" if row.ratio is None else f"{row.ratio:.3g}"
+        table.add_row(row.provider, f"{row.p50:.4g}", f"{row.p20:.4g} to {row.p80:.4g}", ratio, row.note)
+    Console().print(table)

@@ -9,7 +9,7 @@ from unittest import mock
 
 import measure
 import numpy as np
-import throughput
+import published
 import torch
 from torch import Tensor
 
@@ -73,7 +73,7 @@ def forward_rows(repeats: int) -> list[measure.Row]:
                     raise RuntimeError(f"the model is {error:.2g} off its eager port")
             name = str(dtype).removeprefix("torch.")
             case = f"batch {batch}, {name}"
-            seconds = throughput.timed(f"model, {case}", providers, repeats, sync=sync)
+            seconds = measure.timed(f"model, {case}", providers, repeats, sync=sync)
             work = dict.fromkeys(providers, float(batch))
             found += measure.rows(case, "model", "clips/s", seconds, work, "torchvision swin3d_t")
     return found
@@ -84,17 +84,17 @@ def file_rows(case: str, path: Path, repeats: int) -> list[measure.Row]:
     model = random_model()
     slow = sama.VideoSampler(backend="reference")
 
-    def published():
-        clips = throughput.from_rgb24(path, slow)
+    def slow_way():
+        clips = published.from_rgb24(path, slow)
         with torch.inference_mode(), eager_port():
             return [float(model.module.score(clip[None].to(model.device))) for clip in clips]
 
     providers = {
-        "every frame to rgb24, reference, eager port": published,
+        "every frame to rgb24, reference, eager port": slow_way,
         "sama": lambda: model.score(path).clips,
     }
-    if not np.allclose(providers["sama"](), published(), rtol=AGREEMENT, atol=1e-5):
+    if not np.allclose(providers["sama"](), slow_way(), rtol=AGREEMENT, atol=1e-5):
         raise RuntimeError("the fast way from file to score does not give the score of the slow way")
-    seconds = throughput.timed(f"{case}: file to score", providers, max(1, repeats // 2))
+    seconds = measure.timed(f"{case}: file to score", providers, max(1, repeats // 2))
     work = dict.fromkeys(providers, 1.0)
     return measure.rows(case, "file to score", "videos/s", seconds, work, "every frame to rgb24, reference, eager port")
