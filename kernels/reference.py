@@ -125,3 +125,12 @@ def cut(x: torch.Tensor, layout: OutputLayout) -> torch.Tensor:
         return x
     patches = x.view(3, target[0], PATCH[0], target[1], PATCH[1], target[2], PATCH[2])
     return patches.permute(1, 3, 5, 0, 2, 4, 6).reshape(target)
+
+
+def join(x: torch.Tensor, layout: OutputLayout) -> torch.Tensor:
+    """What was `cut`, as [3, T, Sh, Sw] again."""
+    if layout == "video":
+        return x
+    steps, rows, columns, _ = x.shape
+    patches = x.view(steps, rows, columns, 3, *PATCH).permute(3, 0, 4, 1, 5, 2, 6)
+    return patches.reshape(3, *(n * size for n, size in zip((steps, rows, columns), PATCH)))

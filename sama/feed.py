@@ -27,7 +27,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 
-from sama.decode import DecodeError, Video, VideoInfo, open_video
+from sama.decode import DecodeError, Video, VideoInfo, bare, open_video
 from sama.files import check_kind, read_image
 from sama.sampler import ImageSampler, VideoSampler
 
@@ -185,12 +185,6 @@ def _work(started: _Started, produce: Callable[[Job, Ticket], Iterable[Item]], t
     finally:
         ticket.budget.leave(ticket.number)
         put(Ended(error, time.perf_counter() - start - waited))
-
-
-def bare(error: Exception) -> Exception:
-    """The error without its traceback, which would keep the frames of its job in memory."""
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)
 
 
 def reason(error: Exception) -> str:

@@ -86,20 +86,11 @@ def _watch(path, model: QualityModel, every_seconds, decoder):
             maps.append(tokens.mean(0))
             values.append(float(tokens.double().mean()))
             if number == middle:
-                picture_input = _as_video(clip.cpu(), model)
+                picture_input = reference.join(clip.cpu(), model.sampler.layout)
         (_, frame), *_ = video.frames([video.info.num_frames // 2])
         picture = reference.to_rgb(frame).cpu().numpy()
     steps = sorted({0, picture_input.shape[1] // 2, picture_input.shape[1] - 1})
     return picture, [mosaic(picture_input, t) for t in steps], torch.stack(maps), values, seconds.tolist()
-
-
-def _as_video(clip: torch.Tensor, model: QualityModel) -> torch.Tensor:
-    """A sampled clip as [3, T, Sh, Sw], also where it is cut into patches."""
-    if model.sampler.layout == "video":
-        return clip
-    steps, rows, columns, _ = clip.shape
-    patches = clip.view(steps, rows, columns, 3, 2, 4, 4).permute(3, 0, 4, 1, 5, 2, 6)
-    return patches.reshape(3, 2 * steps, 4 * rows, 4 * columns)
 
 
 def mosaic(x: torch.Tensor, t: int) -> np.ndarray:

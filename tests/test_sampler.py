@@ -125,6 +125,7 @@ def test_patches_layout():
     assert x.shape == (1, 2, 4, 9, 96)
     video = sama.VideoSampler(**SMALL)(CLIP)
     assert torch.equal(x[0], reference.cut(video[0], "patches"))
+    assert torch.equal(reference.join(x[0], "patches"), video[0])
     weight = torch.randn(10, 3, 2, 4, 4)
     embedded = torch.nn.functional.conv3d(video, weight, stride=(2, 4, 4))
     assert_close((x @ weight.flatten(1).T).permute(0, 4, 1, 2, 3), embedded, 1e-4)

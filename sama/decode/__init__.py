@@ -37,6 +37,12 @@ class DecodeError(Exception):
         return f"{self.path}: {self.reason}"
 
 
+def bare(error: Exception) -> Exception:
+    """The error without its traceback, which would keep the frames of its job in memory."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
 @dataclass(frozen=True)
 class VideoInfo:
     """What is known of a video once it is open.

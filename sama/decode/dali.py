@@ -28,7 +28,7 @@ import numpy as np
 import nvidia.dali.experimental.dynamic as ndd
 import torch
 
-from sama.decode import DecodeError, VideoInfo
+from sama.decode import DecodeError, VideoInfo, bare
 from sama.decode.nvdec import PLANES_8_BIT, gpu_decodable
 from sama.decode.pyav import Orientation, PyavVideo
 from sama.frames import Clip, Correction, Frame
@@ -298,11 +298,6 @@ def correction_of(video: PyavVideo) -> Correction | None:
     if video.matrix == MATRIX and not floored:
         return None
     return correction(MATRIX, video.matrix, video.full_range, floored=floored)
-
-
-def bare(error: DecodeError) -> DecodeError:
-    """The same without its traceback, which would keep all frames of its batch in memory."""
-    return DecodeError(error.path, error.reason)
 
 
 def read_bytes(path: str) -> np.ndarray:
