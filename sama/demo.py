@@ -737,7 +737,7 @@ def make(
     folder: made if need be. A set is only ever whole: until then its files are in `unfinished` there, and a run that
     was interrupted goes on, content by content. Processes that ask for the same set at once wait for the first.
     size: "small" (16 contents and 48 collages, 716 clips), "full" (29, with two strengths of each kind, and 418
-        collages, 5,243 clips) or `Settings`
+        collages, 5,243 clips; of images no collages) or `Settings`
     images: images in place of clips
     workers: contents made at the same time; the number of cores by default
     progress: called with (clips done, clips in all)

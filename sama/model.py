@@ -39,7 +39,7 @@ WHERE_TO_GET_WEIGHTS = """checkpoints that this program reads, and where their a
 
 
 class NoWeightsError(Exception):
-    """There is no model to score with: no file was given and none is packaged, or the file has no trained head."""
+    """There is no model to score with: the packaged file is missing, or the file given has no trained head."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,10 @@ def load_model(
 
     if weights is None:
         if not DEFAULT_WEIGHTS.exists():
-            raise NoWeightsError(f"no default model is packaged yet: give weights.\n{WHERE_TO_GET_WEIGHTS}")
+            raise NoWeightsError(
+                f"the packaged model is not there ({DEFAULT_WEIGHTS}): install again, or give weights.\n"
+                f"{WHERE_TO_GET_WEIGHTS}"
+            )
         weights = DEFAULT_WEIGHTS
     built = build(weights, mode=mode)
     headless = [name for name in built.report.missing if name.startswith("head.")]

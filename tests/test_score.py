@@ -102,7 +102,7 @@ def test_whole_clips_are_as_many_as_fit(model):
 
 def test_without_weights_it_says_where_to_get_them(monkeypatch, tmp_path):
     monkeypatch.setattr("sama.model.DEFAULT_WEIGHTS", tmp_path / "none")
-    with pytest.raises(NoWeightsError, match=r"(?s)no default model is packaged yet.*github\.com/Sissuire/SAMA"):
+    with pytest.raises(NoWeightsError, match=r"(?s)the packaged model is not there .*github\.com/Sissuire/SAMA"):
         sama.load_model()
 
 
@@ -329,7 +329,7 @@ def test_command_errors(weights, folder, tmp_path, capsys, monkeypatch):
     bare = tmp_path / "bare.safetensors"
     save_weights(VideoQuality("nano"), bare)
     for arguments, message in [
-        ([folder / "a.mp4"], "no default model is packaged yet"),
+        ([folder / "a.mp4"], "the packaged model is not there"),
         ([folder / "a.mp4", "--weights", folder / "text.mp4"], "text.mp4"),
         ([folder / "a.mp4", "--weights", tmp_path / "gone.pth"], "gone.pth"),
         ([folder / "a.mp4", "--weights", weights, "--out", tmp_path / "s.txt"], "must end in .csv, .jsonl, .json"),
