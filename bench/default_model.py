@@ -2,11 +2,11 @@
 
     python -m sama.train --config default                        # trains it
     python bench/default_model.py runs/default/last.safetensors  # measures and packages it, with its card
-    python bench/default_model.py                                # measures the packaged one; changes nothing
+    python bench/default_model.py                                # measures the packaged one, and leaves it as it is
 
 Everything is measured by scoring files with the public API: the demo's test split, whose contents, strengths and some
-kinds of degradation the model has not seen, and collages of up to 1920x1080 that it has not seen either. The exit
-status is 1 where a bar of the project is missed.
+kinds of degradation the model has not seen, and further collages of the training photographs, up to 1920x1080. The
+demo's set is made first if it is not there (7 GB). The exit status is 1 where a bar of the project is missed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import combinations
@@ -49,24 +50,13 @@ def main() -> int:
     large = read_labels(demo.make(f"{options.data}-large", size=LARGE))
     if options.weights:
         package(options.weights, with_split(items, "val"))
-    found = {
-        "test": measure(with_split(items, "test")),
-        "large": measure(large),
-    }
+    found = {"test": measure(with_split(items, "test")), "large": measure(large)}
     text = results(found)
     print(text)
     if options.weights:
         CARD.write_text(card(items, text))
         print(f"{DEFAULT_WEIGHTS} ({DEFAULT_WEIGHTS.stat().st_size / 1e6:.1f} MB), {CARD}", file=sys.stderr)
-    test = found["test"]
-    missed = [
-        f"{k} {v:.3f} < {BARS['unseen']}" for k, v in test.kinds.items() if k in demo.UNSEEN and v < BARS["unseen"]
-    ]
-    if mean(test.within) < BARS["seen"]:
-        missed.append(f"within a content {mean(test.within):.3f} < {BARS['seen']}")
-    if missed:
-        print("missed: " + "; ".join(missed), file=sys.stderr)
-    return bool(missed)
+    return 0 if all(reached(found["test"]).values()) else 1
 
 
 def package(weights: Path, validation: list[Item]):
@@ -74,16 +64,19 @@ def package(weights: Path, validation: list[Item]):
     built = build(weights)
     keep = {k: v for k, v in built.metadata.items() if k not in ("format", "kind", "size", "options", "calibration")}
     metadata = keep | {"num_clips": 4, "whole_clips": True}
-    DEFAULT_WEIGHTS.parent.mkdir(exist_ok=True)
-    save_weights(built.model.half(), DEFAULT_WEIGHTS, metadata=metadata)
-    prediction = predict(validation)
+    with tempfile.TemporaryDirectory() as folder:
+        uncalibrated = Path(folder) / "half.safetensors"
+        save_weights(built.model.half(), uncalibrated, metadata=metadata)
+        prediction = predict(validation, uncalibrated)
     told = calibration("logistic", [prediction[item.path] for item in validation], [i.mos for i in validation], "demo")
+    DEFAULT_WEIGHTS.parent.mkdir(exist_ok=True)
     save_weights(built.model, DEFAULT_WEIGHTS, metadata=metadata | {"calibration": told})
+    DEFAULT_WEIGHTS.chmod(0o644)
 
 
-def predict(items: list[Item]) -> dict[str, float]:
-    """Scores by path, of the packaged model."""
-    model = sama.load_model(DEFAULT_WEIGHTS)
+def predict(items: list[Item], weights: Path = DEFAULT_WEIGHTS) -> dict[str, float]:
+    """Scores by path."""
+    model = sama.load_model(weights)
     rows = score_files([item.path for item in items], model, workers=os.cpu_count())
     rows = list(tqdm(rows, total=len(items), desc="scoring", unit="file", leave=False, disable=None))
     failed = [f"{row.path}: {row.reason}" for row in rows if row.status != "ok"]
@@ -144,6 +137,13 @@ def measure(items: list[Item]) -> Found:
     )
 
 
+def reached(test: Found) -> dict[str, bool]:
+    """Whether each bar was reached, by what it is about; NaN reaches none."""
+    new = {kind: value for kind, value in test.kinds.items() if kind in demo.UNSEEN}
+    within = {f"{BARS['seen']} within a content": mean(test.within) >= BARS["seen"]}
+    return within | {f"{BARS['unseen']} on {kind}": value >= BARS["unseen"] for kind, value in new.items()}
+
+
 def mean(values: dict[str, float]) -> float:
     return float(np.mean([*values.values()]))
 
@@ -159,12 +159,13 @@ def results(found: dict[str, Found]) -> str:
         "| | files | contents | sizes | SROCC (95 % over contents) | SROCC within a content | pairs in order |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, f in {"test split": test, "unseen collages, large": large}.items():
+    for name, f in {"test split": test, "new collages of the training photographs": large}.items():
         interval = "{:.3f} to {:.3f}".format(*f.interval)
         lines.append(
             f"| {name} | {f.files} | {f.contents} | {f.sizes} | {f.srocc:.3f} ({interval}) | {mean(f.within):.3f} | "
             f"{f.pairs:.1%} |"
         )
+    bars = "; ".join(f"{about} {'reached' if is_so else 'MISSED'}" for about, is_so in reached(test).items())
     worst_first = sorted(test.within.items(), key=lambda entry: entry[1])
     lines += [
         "",
@@ -172,7 +173,7 @@ def results(found: dict[str, Found]) -> str:
         "trained on together, mean over contents. Pairs: versions of a content, of any kind, whose labels are",
         f"{APART} of 100 points or more apart.",
         "",
-        f"Bars of the project: {BARS['seen']} within a content, {BARS['unseen']} on each kind not trained on.",
+        f"Bars of the project: {bars}.",
         "Within each content of the test: " + ", ".join(f"{name} {value:.2f}" for name, value in worst_first) + ".",
         "",
         "| kind | trained on | SROCC within a content |",
@@ -199,6 +200,8 @@ def card(items: list[Item], text: str) -> str:
         sources="\n\n".join(f"{split}:\n\n" + "\n".join(sources[split]) for split in demo.SPLITS),
         epochs=metadata["training"]["epochs"],
         seed=metadata["training"]["seed"],
+        top=metadata["calibration"]["beta"][0],
+        bottom=metadata["calibration"]["beta"][1],
         **counts,
         **{key: metadata[key] for key in ("clip_len", "mode", "num_clips")},
         **{key: "x".join(map(str, metadata[key])) for key in ("grid", "fragment")},
@@ -212,18 +215,19 @@ parameters, half precision) that reads a clip of {clip_len} frames as {grid} fra
 `{mode}`. A video's score is the mean over up to {num_clips} clips.
 
 **For** putting versions of the same video in order (encodes, filters, sizes), and for finding those that are badly
-compressed, blurred, noisy, enlarged or jerky. It works offline, on a CPU.
+blurred, noisy, enlarged, jerky or compressed. It works offline, on a CPU.
 
 **Not for** opinions of people. Nobody voted: labels were measured against undegraded originals. So aesthetics,
 exposure, colour, focus and content do not count, and what happened before an original was stored is unknown to it.
 Between videos of different contents its scores are much less certain than between versions of one (see the table).
-Strong H.264 and H.265 compression is underrated beside blur and noise of the same label, most of all in real clips.
+Heavily compressed H.264 and H.265, of real clips most of all, get too high a score beside blur and noise of the same
+label. A video of fewer than 63 frames is filled up with its last one, which this model takes for a fault.
 Scores cannot be compared with published scores of SAMA, FAST-VQA or DOVER: for those give `--weights`. It is for
 videos, not for images.
 
 ## How well
 
-On contents and strengths that it was not trained on, and kinds of degradation marked "no".
+The test split holds contents and strengths that it was not trained on, and three kinds of degradation, marked "no".
 `python bench/default_model.py` measures it again.
 
 {results}
@@ -243,7 +247,7 @@ content, and the delay of dropped frames (`sama/demo.py`).
 `python -m sama.train --config default`: {epochs} epochs, seed {seed}, the averaged weights of the last epoch; all
 settings are in `sama/configs/default.yaml`. Then `python bench/default_model.py runs/default/last.safetensors`, which
 wrote this card. The `mos` that the command prints is the score on the labels' scale, by a logistic curve fitted on the
-validation split.
+validation split; it runs from {bottom:.0f} to {top:.0f}.
 """
 
 

@@ -120,7 +120,8 @@ def build(path: str | os.PathLike, *, mode: str | None = None) -> Built:
 def save_weights(model: nn.Module, path: str | os.PathLike, *, metadata: Mapping[str, Any] | None = None) -> None:
     """Writes a safetensors file that `build` can make the model from; the file appears whole or not at all.
 
-    `metadata` is anything JSON can hold: mode, grid, fragment, clip_len, interval, num_clips, data, calibration. The
+    `metadata` is anything JSON can hold: mode, grid, fragment, clip_len, interval, num_clips,
+    whole_clips, data, calibration. The
     model's kind, size and options are added.
     """
     from safetensors.torch import save_file

@@ -64,7 +64,8 @@ def _shape(box: tuple[int, int], rng: np.random.Generator) -> Image.Image:
 def _filling(
     box: tuple[int, int], photographs: Sequence[Image.Image], rng: np.random.Generator, share: float = 0.5
 ) -> Image.Image:
-    """What a shape is filled with: a piece of a photograph in `share` of the cases."""
+    """What a shape is filled with: in `share` of the cases a piece of a photograph, if one that was drawn is large
+    enough."""
     if photographs and rng.random() < share:
         return _piece(box, photographs[rng.integers(len(photographs))], rng)
     return (_shade, _shade, _pattern, _noise, _noise)[rng.integers(5)](box, rng)
@@ -75,7 +76,7 @@ def _piece(box: tuple[int, int], photograph: Image.Image, rng: np.random.Generat
     width, height = box
     across, down = width / OVER, height / OVER  # pixels in the finished scene
     most = min(photograph.width / across, photograph.height / down)
-    if most < 1:  # too small: a shade of the photograph's colours would be enlarged
+    if most < 1:  # too small to be cut from without enlarging
         return _shade(box, rng)
     reduction = min(most, np.exp(rng.uniform(0, np.log(4))))
     across, down = across * reduction, down * reduction

@@ -176,10 +176,15 @@ CONTENTS = {
 
 COLLAGE_SIZES = (256, 256), (320, 240), (240, 320), (352, 256), (288, 224), (224, 288), (400, 288), (272, 336)
 LARGE_COLLAGE_SIZES = (960, 540), (1280, 720), (540, 960), (1920, 1080), (1280, 720), (960, 540)
-COLLAGES, LARGE_COLLAGES = (
-    {(name := f"{prefix}-{n:03}"): Content(name, "collage", *sizes[n % len(sizes)]) for n in range(1000)}
-    for prefix, sizes in (("collage", COLLAGE_SIZES), ("large-collage", LARGE_COLLAGE_SIZES))
-)
+
+
+def _collages(prefix: str, sizes: tuple) -> dict[str, Content]:
+    made = (Content(f"{prefix}-{n:03}", "collage", *sizes[n % len(sizes)]) for n in range(1000))
+    return {content.name: content for content in made}
+
+
+COLLAGES = _collages("collage", COLLAGE_SIZES)
+LARGE_COLLAGES = _collages("large-collage", LARGE_COLLAGE_SIZES)
 ALL_CONTENTS = CONTENTS | COLLAGES | LARGE_COLLAGES
 FIRST_COLLAGE = 100  # in the sequence that strengths are spread by; the contents above come first
 
@@ -384,7 +389,9 @@ def _each_plane(frames, change):
 
 
 def _x264(frames, crf):
-    return Stream(frames, "libx264", {"preset": "veryfast", "crf": f"{crf:.3f}"})
+    """Without processor-specific arithmetic: with it, runs of the same program were seen to differ in some bytes."""
+    options = {"preset": "veryfast", "crf": f"{crf:.3f}", "x264-params": "cpu-independent=1"}
+    return Stream(frames, "libx264", options)
 
 
 def _x265(frames, crf):
@@ -670,6 +677,8 @@ class Settings:
         for given, known, told in ((self.contents, ALL_CONTENTS, CONTENTS), (self.kinds, kinds, kinds)):
             if unknown := [name for name in given if name not in known]:
                 raise ValueError(f"unknown {', '.join(unknown)}; known: {', '.join(told)}")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError("a content is named twice, or is among the first collages besides")
         for number in (self.collages, self.large_collages):
             if not 0 <= number <= len(COLLAGES):
                 raise ValueError(f"collages must be 0 to {len(COLLAGES)}; got {number}")
@@ -754,8 +763,8 @@ def make(
     folder = Path(folder)
     settings = json.loads(json.dumps(asdict(size)))
     labels, manifest, unfinished = folder / "labels.csv", folder / "manifest.json", folder / "unfinished"
-    for name in size.names:
-        files(ALL_CONTENTS[name])
+    for content in {ALL_CONTENTS[name].source: ALL_CONTENTS[name] for name in size.names}.values():
+        files(content)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         if manifest.exists():

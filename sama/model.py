@@ -171,7 +171,8 @@ class QualityModel:
         if self.kind == "image":
             return f"{self.metadata['mode']}, {dtype}"
         data = self.metadata
-        clips = f"{data['num_clips']} clips of {data['clip_len']} frames, {data['interval']} apart"
+        number = f"{'up to ' if data.get('whole_clips') else ''}{data['num_clips']}"
+        clips = f"{number} clips of {data['clip_len']} frames, {data['interval']} apart"
         return f"{data['mode']}, {clips}, {dtype}"
 
     def clip_indices(

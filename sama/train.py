@@ -232,7 +232,7 @@ def whiten(model: nn.Module, config: Config, items: Sequence[Item], ranks: Ranks
         signs = 1
     else:
         chosen = torch.arange(len(power)).repeat(2)
-        signs = torch.ones(len(chosen), 1)
+        signs = power.new_ones(len(chosen), 1)
         signs[len(power) :] = -1
         embed.mix.weight[:, len(power) :] = embed.mix.weight[:, : len(power)]
     weight = signs * (directions[:, chosen] / (power[chosen].clamp_min(0) + WHITENING_FLOOR).sqrt()).T

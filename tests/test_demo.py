@@ -145,8 +145,13 @@ def test_splits_share_neither_source_nor_strength(sizes, size):
 
 
 def test_collages(tmp_path):
-    """They are of the training photographs, all different, as sharp as the photographs themselves, and are made again
-    the same; each has one strength of each kind that is trained on."""
+    """They are of the training photographs alone, all different, at least half as sharp as photographs, and are made
+    again the same; each has one strength of each kind that is trained on."""
+    other = {demo.locate(source) for source in demo.SOURCES.values() if source.split != "train"}
+    assert not other & set(demo.files(demo.COLLAGES["collage-000"]))
+    assert len(demo.files(demo.COLLAGES["collage-000"])) > 10
+    again = [demo.pristine(demo.COLLAGES["collage-003"], 2) for _ in range(2)]
+    assert np.array_equal(*again)
     settings = demo.Settings(("coffee",), ("noise", "vp9"), versions=2, collages=2, num_frames=4)
     assert settings.names == ["coffee", "collage-000", "collage-001"]
     labels = demo.make(tmp_path, size=settings, workers=2)
@@ -160,6 +165,8 @@ def test_collages(tmp_path):
     ]
     assert np.median(gradients[0]) > 0.5 * np.median(gradients[1])
     assert len({frame.tobytes() for frame in clips}) == 12
+    with pytest.raises(ValueError, match="a content is named twice"):
+        demo.Settings(("collage-001",), collages=2)
     with pytest.raises(ValueError, match="collages must be 0 to 1000; got 1001"):
         demo.Settings(("coffee",), collages=1001)
 

@@ -309,11 +309,12 @@ def test_augmentation_mirrors_and_turns(layout):
     assert training.augment(torch.zeros(1, 3, 6, 8)).shape == (1, 3, 6, 8)  # not square: mirrored only
 
 
-def test_a_whitened_embedding_gives_every_component_the_same_power(labels, tmp_path):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_a_whitened_embedding_gives_every_component_the_same_power(labels, tmp_path, device):
     told = config(labels, tmp_path, model=dataclasses.replace(MODEL, whiten=True))
     items = training.datasets(told)["train"]
-    ranks = training.Ranks(0, 1, torch.device("cpu"))
-    model = make_model(told)
+    ranks = training.Ranks(0, 1, torch.device(device))
+    model = make_model(told).to(device)
     training.whiten(model, told, items, ranks)
     x = torch.cat([batch.x for batch in training.make_feed(told, items, ranks, train=True).epoch()])
     embed = model.backbone.patch_embed
@@ -324,6 +325,21 @@ def test_a_whitened_embedding_gives_every_component_the_same_power(labels, tmp_p
     assert embedded.mean(0).abs().max() < 0.5
     assert 0.5 < strong.min() <= strong.max() < 2
     assert embedded.var(0).max() < 4
+
+
+def test_a_wide_embedding_is_whitened_from_strong_to_weak(labels, tmp_path):
+    """Of a tiny model: as many components as there are, each once, the strongest first."""
+    told = config(labels, tmp_path, model=Model(size="tiny", whiten=True))
+    items = training.datasets(told)["train"]
+    ranks = training.Ranks(0, 1, torch.device("cpu"))
+    model = make_model(told)
+    training.whiten(model, told, items, ranks)
+    x = torch.cat([batch.x for batch in training.make_feed(told, items, ranks, train=True).epoch()]).flatten(0, -2)
+    proj = model.backbone.patch_embed.proj
+    assert 0.5 < proj(x)[:, :8].var(0).min() <= proj(x)[:, :8].var(0).max() < 2
+    directions = (proj.weight / proj.weight.norm(dim=1, keepdim=True)).detach()
+    torch.testing.assert_close(directions @ directions.T, torch.eye(96), rtol=0, atol=1e-4)  # each once
+    assert (proj.weight.norm(dim=1).diff() > -1e-3).all()  # the stronger a component, the smaller its weight
     with pytest.raises(ValueError, match=r"model\.whiten is for a video model that starts from random weights"):
         dataclasses.replace(told, model=Model(weights="some.pth", whiten=True))
 
