@@ -87,9 +87,12 @@ def drift(path: Path, device: str, model) -> dict[str, float]:
     for name, clip in (("before", raw), ("after", corrected)):
         row[f"input_{name}"] = round(float((sampler(clip)[0].cpu() - inputs).abs().mean()), 3)
     if model:
-        scaled = sama.VideoSampler()
         for name, source in (("pyav", frames), ("before", raw), ("after", corrected)):
-            row[f"score_{name}"] = round(float(np.mean(model.values([scaled(source)[0].cpu()], 1))), 6)
+            score = float(np.mean(model.values([model.sampler(source)[0].cpu()], 1)))
+            row[f"score_{name}"] = round(score, 6)
+            mos, _ = model.mos(score)
+            if mos is not None:
+                row[f"mos_{name}"] = round(mos, 3)
     return row
 
 
