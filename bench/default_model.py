@@ -21,16 +21,16 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import spearmanr
 from tqdm import tqdm
 
 import sama
 from sama import demo
 from sama.data import Item, read_labels, with_split
-from sama.evaluate import calibration
+from sama.evaluate import calibration, srocc_by_content
 from sama.metrics import bootstrap, metrics
 from sama.model import DEFAULT_WEIGHTS
 from sama.models import build, save_weights
+from sama.report import with_pristine
 from sama.score import score_files
 
 BARS = {"seen": 0.85, "unseen": 0.6}  # mean SROCC within a content: over all kinds trained on; of each other kind
@@ -62,8 +62,7 @@ def main() -> int:
 def package(weights: Path, validation: list[Item]):
     """The checkpoint in half precision, to be scored on up to four whole clips, calibrated on the validation set."""
     built = build(weights)
-    keep = {k: v for k, v in built.metadata.items() if k not in ("format", "kind", "size", "options", "calibration")}
-    metadata = keep | {"num_clips": 4, "whole_clips": True}
+    metadata = built.metadata | {"num_clips": 4, "whole_clips": True}
     with tempfile.TemporaryDirectory() as folder:
         uncalibrated = Path(folder) / "half.safetensors"
         save_weights(built.model.half(), uncalibrated, metadata=metadata)
@@ -71,7 +70,6 @@ def package(weights: Path, validation: list[Item]):
     told = calibration("logistic", [prediction[item.path] for item in validation], [i.mos for i in validation], "demo")
     DEFAULT_WEIGHTS.parent.mkdir(exist_ok=True)
     save_weights(built.model, DEFAULT_WEIGHTS, metadata=metadata | {"calibration": told})
-    DEFAULT_WEIGHTS.chmod(0o644)
 
 
 def predict(items: list[Item], weights: Path = DEFAULT_WEIGHTS) -> dict[str, float]:
@@ -108,32 +106,25 @@ class Found:
 def measure(items: list[Item]) -> Found:
     prediction = predict(items)
     seen = [item for item in items if item.extra["kind"] not in demo.UNSEEN]
-    groups = defaultdict(list)
-    for item in items:
-        groups[item.group].append(item)
-    kinds = {}
-    for kind in sorted({item.extra["kind"] for item in items} - {"pristine"}):
-        parts = [[i for i in group if i.extra["kind"] in (kind, "pristine")] for group in groups.values()]
-        kinds[kind] = float(np.mean([within(part, prediction) for part in parts if len(part) > 1]))
-    trained = {name: [i for i in group if i.extra["kind"] not in demo.UNSEEN] for name, group in groups.items()}
+    contents = {item.group for item in items}
+    kinds = sorted({item.extra["kind"] for item in items} - {"pristine"})
     pairs = [
         (prediction[a.path] - prediction[b.path]) * (a.mos - b.mos) > 0
-        for group in groups.values()
-        for a, b in combinations(group, 2)
-        if abs(a.mos - b.mos) >= APART
+        for a, b in combinations(items, 2)
+        if a.group == b.group and abs(a.mos - b.mos) >= APART
     ]
     scores, labels = [prediction[item.path] for item in seen], [item.mos for item in seen]
     interval = bootstrap(scores, labels, groups=[item.group for item in seen], seed=0)["srocc"]
-    sizes = sorted({demo.ALL_CONTENTS[name][2:4] for name in groups}, key=np.prod)
+    sizes = sorted({demo.ALL_CONTENTS[name][2:4] for name in contents}, key=np.prod)
     return Found(
         len(items),
-        len(groups),
+        len(contents),
         f"{sizes[0][0]}x{sizes[0][1]} to {sizes[-1][0]}x{sizes[-1][1]}",
         metrics(scores, labels).srocc,
         interval,
-        {name: within(part, prediction) for name, part in trained.items()},
+        srocc_by_content(seen, prediction),
         float(np.mean(pairs)),
-        kinds,
+        {kind: mean(srocc_by_content(with_pristine(items, kind), prediction, least=2)) for kind in kinds},
     )
 
 
@@ -146,10 +137,6 @@ def reached(test: Found) -> dict[str, bool]:
 
 def mean(values: dict[str, float]) -> float:
     return float(np.mean([*values.values()]))
-
-
-def within(items: list[Item], prediction: dict[str, float]) -> float:
-    return float(spearmanr([prediction[item.path] for item in items], [item.mos for item in items]).statistic)
 
 
 def results(found: dict[str, Found]) -> str:

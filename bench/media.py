@@ -11,6 +11,8 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
+from sama.demo import planes
+
 FOLDER = Path(__file__).parent / "clips"
 FPS = 30
 GRAIN = 4.0  # standard deviation of the noise, in grey levels
@@ -115,6 +117,4 @@ def load_photographs() -> list[list[Image.Image]]:
     """Y, U, V of each photograph, at full size."""
     import skimage.data
 
-    rgb = [Image.fromarray(getattr(skimage.data, name)()).convert("RGB") for name in PHOTOGRAPHS]
-    frames = [av.VideoFrame.from_image(image).reformat(format="yuv444p", dst_colorspace="ITU709") for image in rgb]
-    return [[Image.fromarray(plane) for plane in frame.to_ndarray(channel_last=False)] for frame in frames]
+    return [planes(Image.fromarray(getattr(skimage.data, name)()).convert("RGB")) for name in PHOTOGRAPHS]

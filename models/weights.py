@@ -120,11 +120,10 @@ def build(path: str | os.PathLike, *, mode: str | None = None) -> Built:
 def save_weights(model: nn.Module, path: str | os.PathLike, *, metadata: Mapping[str, Any] | None = None) -> None:
     """Writes a safetensors file that `build` can make the model from; the file appears whole or not at all.
 
-    `metadata` is anything JSON can hold: mode, grid, fragment, clip_len, interval, num_clips,
-    whole_clips, data, calibration. The
-    model's kind, size and options are added.
+    `metadata` is anything JSON can hold: mode, grid, fragment, clip_len, interval, num_clips, whole_clips, data,
+    calibration. The model's kind, size and options are added.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     own = {"format": OWN, "kind": model.kind, "size": model.size, "options": model.options}
     header = {k: json.dumps(v) for k, v in {**(metadata or {}), **own}.items()}
@@ -132,7 +131,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike, *, metadata: Mapping
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, unfinished, metadata=header)
+        unfinished.write_bytes(save(tensors, metadata=header))  # `save_file` lets nobody but its owner read the file
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

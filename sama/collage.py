@@ -81,7 +81,7 @@ def _piece(box: tuple[int, int], photograph: Image.Image, rng: np.random.Generat
     reduction = min(most, np.exp(rng.uniform(0, np.log(4))))
     across, down = across * reduction, down * reduction
     x, y = rng.random(2) * np.maximum((photograph.width - across, photograph.height - down), 0)
-    piece = photograph.resize(box, Image.Resampling.BICUBIC, (x, y, x + across, y + down), reducing_gap=None)
+    piece = photograph.resize(box, Image.Resampling.BICUBIC, (x, y, x + across, y + down))
     if rng.random() < 0.5:
         piece = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if rng.random() < 0.5:

@@ -43,6 +43,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Lock
@@ -186,12 +187,15 @@ def _collages(prefix: str, sizes: tuple) -> dict[str, Content]:
 COLLAGES = _collages("collage", COLLAGE_SIZES)
 LARGE_COLLAGES = _collages("large-collage", LARGE_COLLAGE_SIZES)
 ALL_CONTENTS = CONTENTS | COLLAGES | LARGE_COLLAGES
-FIRST_COLLAGE = 100  # in the sequence that strengths are spread by; the contents above come first
+PLACES = {  # in the sequence that strengths are spread by
+    **{name: n for n, name in enumerate(CONTENTS)},
+    **{name: n for n, name in enumerate(COLLAGES | LARGE_COLLAGES, start=100)},
+}
 
 
-def files(content: Content) -> list[Path]:
-    """The files a content is made from; ImportError where one is not there."""
-    source = SOURCES[content.source]
+def files(source: Source) -> list[Path]:
+    """The files of a source, for collages those of all photographs they are made of; ImportError where one is not
+    there."""
     if source.package:
         return [locate(source)]
     used = [other for other in SOURCES.values() if other.split == source.split and other.package]
@@ -212,7 +216,7 @@ def locate(source: Source) -> Path:
 
 def pristine(content: Content, num_frames: int) -> np.ndarray:
     """Undegraded frames, I420: uint8 [T, H * 3/2, W]."""
-    paths = files(content)
+    paths = files(SOURCES[content.source])
     if content.source == "collage":
         width, height = int(content.width * 1.35), int(content.height * 1.35)
         scene = collage(width, height, [photograph(path) for path in paths], _rng(content.name))
@@ -222,8 +226,9 @@ def pristine(content: Content, num_frames: int) -> np.ndarray:
     return _pan(planes(photograph(paths[0])), content, num_frames)
 
 
+@lru_cache(maxsize=32)  # every collage is made of all of training's
 def photograph(path: Path):
-    """A photograph as a PIL image, RGB."""
+    """A photograph as a PIL image, RGB; not to be written to."""
     from PIL import Image
 
     if path.suffix == ".npz":
@@ -695,9 +700,8 @@ class Settings:
     def plan(self, name: str) -> list[Version]:
         """Every version of a content, each of its images in turn."""
         kinds = IMAGE_KINDS if self.images else KINDS
-        split, made = ALL_CONTENTS[name].split, name not in CONTENTS
-        first = list(ALL_CONTENTS).index(name) + made * (FIRST_COLLAGE - len(CONTENTS))
-        strengths = 1 if made else self.versions
+        split = ALL_CONTENTS[name].split
+        strengths = self.versions if name in CONTENTS else 1
         versions = []
         for view in range(self.images or 1):
             view_name = f"{name}-{view}" if self.images else name
@@ -705,7 +709,7 @@ class Settings:
             for kind in self.kinds:
                 if kind in UNSEEN and split != "test":
                     continue
-                place = (first + view * len(CONTENTS)) * 0.6180339887 + list(kinds).index(kind) * 0.7548776662
+                place = (PLACES[name] + view * len(CONTENTS)) * 0.6180339887 + list(kinds).index(kind) * 0.7548776662
                 for number in range(strengths):
                     strength = kinds[kind].strength((number + place % 1) / strengths, split)
                     versions.append(Version(view_name, view, kind, number, strength))
@@ -763,8 +767,8 @@ def make(
     folder = Path(folder)
     settings = json.loads(json.dumps(asdict(size)))
     labels, manifest, unfinished = folder / "labels.csv", folder / "manifest.json", folder / "unfinished"
-    for content in {ALL_CONTENTS[name].source: ALL_CONTENTS[name] for name in size.names}.values():
-        files(content)
+    for source in dict.fromkeys(ALL_CONTENTS[name].source for name in size.names):
+        files(SOURCES[source])
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         if manifest.exists():

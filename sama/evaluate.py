@@ -170,19 +170,24 @@ def _columns(items: Sequence[Item], by: str) -> dict[str, list[Item]]:
 def within_contents(
     items: Sequence[Item], predictions: Mapping[str, float], *, least: int = WITHIN
 ) -> tuple[float, int] | None:
-    """Mean, over contents with `least` scored items or more, of the SROCC of each one's items, and how many contents
-    these are; None where there is none."""
+    """Mean of `srocc_by_content` where it is a number, and of how many contents; None where there is none."""
+    values = [value for value in srocc_by_content(items, predictions, least=least).values() if not math.isnan(value)]
+    return (float(np.mean(values)), len(values)) if values else None
+
+
+def srocc_by_content(
+    items: Sequence[Item], predictions: Mapping[str, float], *, least: int = WITHIN
+) -> dict[str, float]:
+    """SROCC of the scored items of each content that has `least` of them or more; NaN where they are constant."""
     groups: dict[str, list[Item]] = {}
     for item in items:
         if item.path in predictions:
             groups.setdefault(item.group, []).append(item)
-    values = [
-        metrics([predictions[item.path] for item in group], [item.mos for item in group]).srocc
-        for group in groups.values()
+    return {
+        name: metrics([predictions[item.path] for item in group], [item.mos for item in group]).srocc
+        for name, group in groups.items()
         if len(group) >= least
-    ]
-    values = [value for value in values if not math.isnan(value)]
-    return (float(np.mean(values)), len(values)) if values else None
+    }
 
 
 # Calibration

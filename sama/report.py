@@ -168,6 +168,11 @@ def evaluate(scored: dict[str, Any], items: Sequence[Item], title: str, seed: in
     return evaluate_predictions(items, predictions, failed=dict(scored["failed"]), by=by, seed=seed, title=title)
 
 
+def with_pristine(items: Sequence[Item], kind: str) -> list[Item]:
+    """The items of a kind of degradation, and the pristine versions."""
+    return [item for item in items if item.extra.get("kind") in (kind, "pristine")]
+
+
 def summary(evaluation, items: Sequence[Item]) -> dict[str, Any]:
     """What the report of a run says of a set. kinds: for each value of the column `kind`, how well its files are
     ordered within a content, the content's pristine version among them."""
@@ -177,7 +182,7 @@ def summary(evaluation, items: Sequence[Item]) -> dict[str, Any]:
     kinds = sorted({item.extra.get("kind", "") for item in items} - {"", "pristine"})
     found = {}
     for kind in kinds:
-        chosen = [item for item in items if item.extra.get("kind") in (kind, "pristine")]
+        chosen = with_pristine(items, kind)
         within = within_contents(chosen, predictions, least=2)
         found[kind] = {
             "files": sum(item.extra["kind"] == kind for item in chosen),

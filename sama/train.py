@@ -226,16 +226,13 @@ def whiten(model: nn.Module, config: Config, items: Sequence[Item], ranks: Ranks
     x = x if x.shape[-1] == 3 * math.prod(PATCH) and x.shape[1] != 3 else cut_patches(x)
     x = x.flatten(0, -2)[::7].double()
     power, directions = torch.linalg.eigh(torch.cov(x.T))
+    weight = (directions / (power.clamp_min(0) + WHITENING_FLOOR).sqrt()).T
     embed = model.backbone.patch_embed
     if embed.mix is None:
-        chosen = torch.linspace(len(power) - 1, 0, embed.proj.out_features).round().long()
-        signs = 1
+        weight = weight[torch.linspace(len(weight) - 1, 0, embed.proj.out_features).round().long()]
     else:
-        chosen = torch.arange(len(power)).repeat(2)
-        signs = power.new_ones(len(chosen), 1)
-        signs[len(power) :] = -1
-        embed.mix.weight[:, len(power) :] = embed.mix.weight[:, : len(power)]
-    weight = signs * (directions[:, chosen] / (power[chosen].clamp_min(0) + WHITENING_FLOOR).sqrt()).T
+        embed.mix.weight[:, len(weight) :] = embed.mix.weight[:, : len(weight)]
+        weight = torch.cat([weight, -weight])
     embed.proj.weight.copy_(weight)
     embed.proj.bias.copy_(-weight @ x.mean(0))
 

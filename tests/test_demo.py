@@ -130,7 +130,7 @@ def test_splits_share_neither_source_nor_strength(sizes, size):
     files, strengths = {}, {}
     for name in settings.names:
         content = demo.ALL_CONTENTS[name]
-        for file in demo.files(content):
+        for file in demo.files(demo.SOURCES[content.source]):
             files.setdefault(file, set()).add(content.split)
         for version in settings.plan(name):
             if name in demo.CONTENTS or version.kind == "mpeg4":  # of collages others may be the same by chance
@@ -148,8 +148,8 @@ def test_collages(tmp_path):
     """They are of the training photographs alone, all different, at least half as sharp as photographs, and are made
     again the same; each has one strength of each kind that is trained on."""
     other = {demo.locate(source) for source in demo.SOURCES.values() if source.split != "train"}
-    assert not other & set(demo.files(demo.COLLAGES["collage-000"]))
-    assert len(demo.files(demo.COLLAGES["collage-000"])) > 10
+    assert not other & set(demo.files(demo.SOURCES["collage"]))
+    assert len(demo.files(demo.SOURCES["collage"])) > 10
     again = [demo.pristine(demo.COLLAGES["collage-003"], 2) for _ in range(2)]
     assert np.array_equal(*again)
     settings = demo.Settings(("coffee",), ("noise", "vp9"), versions=2, collages=2, num_frames=4)

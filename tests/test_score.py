@@ -82,22 +82,18 @@ def test_load_model_says_what_it_loaded(model, weights):
         sama.load_model("nowhere.pth")
 
 
-def test_whole_clips_are_as_many_as_fit(model):
+def test_whole_clips_are_as_many_as_fit(model, monkeypatch):
     """Two clips of eight frames, two apart: both in 32 frames, the first where there are fewer."""
-    plain, whole = model.metadata, model.metadata | {"whole_clips": True}
-    try:
-        for num_frames in (1, 5, 16, 31, 32, 100):
-            model.metadata = plain
-            published = model.clip_indices(num_frames)
-            model.metadata = whole
-            indices = model.clip_indices(num_frames)
-            assert len(indices) == (2 if num_frames >= 32 else 1)
-            if num_frames >= 32:
-                assert np.array_equal(indices, published)
-            if num_frames >= 16:
-                assert (np.diff(indices) == 2).all()
-    finally:
-        model.metadata = plain
+    lengths = (1, 5, 16, 31, 32, 100)
+    published = [model.clip_indices(num_frames) for num_frames in lengths]
+    monkeypatch.setitem(model.metadata, "whole_clips", True)
+    for num_frames, plain in zip(lengths, published):
+        indices = model.clip_indices(num_frames)
+        assert len(indices) == (2 if num_frames >= 32 else 1)
+        if num_frames >= 32:
+            assert np.array_equal(indices, plain)
+        if num_frames >= 16:
+            assert (np.diff(indices) == 2).all()
 
 
 def test_without_weights_it_says_where_to_get_them(monkeypatch, tmp_path):
