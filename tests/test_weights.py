@@ -300,17 +300,25 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     save_weights(nano(VideoQuality), path)
     old = path.read_bytes()
 
-    def full(tensors, target, metadata):
-        target.write_bytes(b"half")
+    def full(target, content):
+        with open(target, "wb") as file:
+            file.write(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(OSError, match="No space"):
-        save_weights(nano(VideoQuality, 1), path)
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.write_bytes", full)
+        with pytest.raises(OSError, match="No space"):
+            save_weights(nano(VideoQuality, 1), path)
     assert path.read_bytes() == old
     assert os.listdir(tmp_path) == ["mine.safetensors"]
     with pytest.raises(TypeError, match="JSON"):
         save_weights(nano(VideoQuality), path, metadata={"data": object()})
+
+
+def test_a_checkpoint_is_as_readable_as_any_new_file(tmp_path):
+    save_weights(nano(VideoQuality), tmp_path / "mine.safetensors")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "mine.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize(
