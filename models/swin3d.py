@@ -10,6 +10,7 @@ so all slabs and samples share one bias `[W, heads, L, L]`.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import product
@@ -436,8 +437,57 @@ class PatchEmbed(nn.Module):
         return self._embed(x, patches)
 
     def _embed(self, x: Tensor, patches: bool) -> Tensor:
-        x = self.proj(x if patches else cut_patches(x))
-        return self.norm(x) if self.mix is None else self.mix(F.gelu(x))
+        x = x if patches else cut_patches(x)
+        if self.mix is None:
+            return self.norm(self.proj(x))
+        with exactly(x):
+            x = self.proj(x.to(self.proj.weight.dtype))
+        return self.mix(F.gelu(x))
+
+
+class Strengths(nn.Module):
+    """A score from how strong each component of the patches is: of its logarithm the mean and the deviation over the
+    clip, and how much the frames of a patch differ, at every `1 / (STEPS - 1)` of the order of time's steps.
+
+    Such statistics of natural scenes tell degradation whatever the picture shows (Ruderman 1994; Mittal, Moorthy and
+    Bovik 2012), and a network that learns from a few thousand clips does not find them by itself. `proj` is meant to
+    begin as a whitening (`sama.train.whiten`). All is in the weights' dtype, under autocast too, since components are
+    small differences.
+    """
+
+    STEPS = 16
+    FLOOR = 0.01  # of a strength, whose deviation is 1 over all patches, and of a tenth of that of a difference
+
+    def __init__(self, *, dropout: float) -> None:
+        super().__init__()
+        width = 3 * prod(PATCH)
+        self.proj = nn.Linear(width, width)
+        self.fc1 = nn.Linear(2 * width + self.STEPS, 64)
+        self.fc2 = nn.Linear(64, 64)
+        self.fc3 = nn.Linear(64, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Patches `[B, T, H, W, 96]` to `[B]`."""
+        with exactly(x):
+            x = self.dropout(F.gelu(self.fc1(self.statistics(x))))
+            return self.fc3(F.gelu(self.fc2(x))).squeeze(-1)
+
+    def statistics(self, x: Tensor) -> Tensor:
+        """`[B, 2 * 96 + STEPS]` of patches."""
+        x = x.to(self.proj.weight.dtype)
+        strength = (self.proj(x).abs() + self.FLOOR).log().flatten(1, -2)
+        first, second = x.unflatten(-1, (3, *PATCH)).unbind(-3)
+        change = ((second - first).abs().flatten(2).mean(-1) + self.FLOOR / 10).log()  # [B, T]
+        places = torch.linspace(0, 1, self.STEPS, dtype=x.dtype, device=x.device)
+        variance, mean = torch.var_mean(strength, 1, correction=0)
+        deviation = (variance + self.FLOOR**2).sqrt()  # an even picture has no variance, and the root no slope there
+        return torch.cat([mean, deviation, change.quantile(places, 1).T], 1)
+
+
+def exactly(x: Tensor) -> AbstractContextManager:
+    """Without autocast on the device of `x`."""
+    return torch.autocast(x.device.type, enabled=False) if autocasting(x) else nullcontext()
 
 
 def cut_patches(x: Tensor) -> Tensor:
@@ -512,17 +562,20 @@ class Swin3D(nn.Module):
 class VideoQuality(nn.Module):
     """Scores clips: Swin3D-T with GRPB and a head on every token.
 
-    `size` is "tiny" (the published model, 28 M parameters) or "nano" (2.4 M, to train on a laptop).
+    `size` is "tiny" (the published model, 28 M parameters) or "nano" (2.4 M, to train on a laptop), to whose tokens the
+    score of `Strengths` is added.
     `grid` is the number of fragments in height and width that the sampler lays out.
     `scale_bias` and `scale_excitation` are the paper's scale encodings (a) and (b); the latter takes clips of
     `2 * scale_steps` frames only.
     `drop_path` is the stochastic depth of the last block, `dropout` that of the head.
     `checkpointing` recomputes every block in the backward pass: less memory, more time.
+    `without_tokens`, an attribute, leaves the backbone of a nano model out: `Strengths` alone, at a tenth of the time.
 
     In evaluation on a CPU each sample is computed on its own, so its score does not depend on its batch.
     """
 
     kind = "video"
+    without_tokens = False
 
     def __init__(
         self,
@@ -557,7 +610,10 @@ class VideoQuality(nn.Module):
             scale_steps=scale_steps if scale_excitation else None,
         )
         self.head = TokenHead(self.backbone.width, dropout=dropout)
+        self.strengths = Strengths(dropout=dropout) if size == "nano" else None
         self.apply(partial(_initialise, narrow=size == "nano"))
+        if self.strengths is not None:
+            nn.init.zeros_(self.head.fc_last.weight)  # the tokens add what the statistics do not tell
 
     def forward(self, x: Tensor, *, patches: bool | None = None) -> Tensor:
         """The token map `[B, 1, T/2, H/32, W/32]` (rounded up) of normalised clips.
@@ -566,8 +622,16 @@ class VideoQuality(nn.Module):
         frame 2, row 4, column 4). `patches` says which; None tells by the shape (where both fit, frames).
         """
         patches = self._patches(x, patches)
-        tokens = by_sample(self, lambda x: self.head(self.backbone(x, patches=patches)), x)
-        return tokens.permute(0, 4, 1, 2, 3)
+        return by_sample(self, lambda x: self._map(x, patches), x).permute(0, 4, 1, 2, 3)
+
+    def _map(self, x: Tensor, patches: bool) -> Tensor:
+        if self.strengths is None:
+            return self.head(self.backbone(x, patches=patches))
+        x = x if patches else cut_patches(x)
+        told = self.strengths(x)[:, None, None, None, None]
+        if self.without_tokens:
+            return told.expand(-1, x.shape[1], 1, 1, 1)
+        return self.head(self.backbone(x, patches=True)) + told
 
     def features(self, x: Tensor, *, patches: bool | None = None) -> Tensor:
         """What the head sees: `[B, width, T/2, H/32, W/32]`."""

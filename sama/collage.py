@@ -20,16 +20,22 @@ OVER = 2  # a scene is drawn at so many times its size, so that edges end up smo
 def collage(width: int, height: int, photographs: Sequence[Image.Image], rng: np.random.Generator) -> Image.Image:
     """A scene, RGB, drawn by `rng` alone. photographs: RGB, what pieces are cut from, never enlarged"""
     width, height = OVER * width, OVER * height
-    scene = _filling((width, height), photographs, rng, share=0.7)
-    longest, smallest = rng.uniform(0.3, 1.0) * min(width, height), rng.uniform(8, 24)
-    for size in _sizes(longest, smallest, int(rng.integers(20, 160)), rng):
+    scene = _filling((width, height), photographs, rng, share=0.85)
+    smallest = rng.uniform(8, 24)
+    longest = max(rng.uniform(0.3, 1.0) * min(width, height), smallest)
+    for size in _sizes(longest, smallest, round(np.exp(rng.uniform(0, np.log(120)))), rng):
         box = _shape_box(size, rng)
         x, y = (int(rng.uniform(-length / 2, whole - length / 2)) for length, whole in zip(box, (width, height)))
-        mask = _shape(box, rng)
-        if rng.random() < 0.1:  # out of focus
-            mask = mask.filter(ImageFilter.GaussianBlur(rng.uniform(1, 5)))
-        scene.paste(_filling(box, photographs, rng), (x, y), mask)
+        scene.paste(_filling(box, photographs, rng), (x, y), _shape(box, rng))
     return scene.reduce(OVER)
+
+
+def cutout(size: int, photographs: Sequence[Image.Image], rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
+    """A thing to be moved before a scene, and its mask: RGB and L, of about size x size pixels."""
+    box = _shape_box(size, rng)
+    mask = Image.new("L", [length + 8 for length in box])  # moving by a share of a pixel needs a margin
+    mask.paste(_shape([OVER * length for length in box], rng).reduce(OVER), (4, 4))
+    return collage(*mask.size, photographs, rng), mask
 
 
 def _sizes(longest: float, smallest: float, number: int, rng: np.random.Generator) -> list[float]:
@@ -48,9 +54,9 @@ def _shape(box: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     mask = Image.new("L", box)
     draw, (width, height) = ImageDraw.Draw(mask), box
     kind = rng.random()
-    if kind < 0.35:
+    if kind < 0.4:
         draw.ellipse((0, 0, width - 1, height - 1), fill=255)
-    elif kind < 0.5:
+    elif kind < 0.45:
         draw.rectangle((0, 0, width, height), fill=255)
     else:
         corners = int(rng.integers(3, 12))
@@ -58,30 +64,33 @@ def _shape(box: tuple[int, int], rng: np.random.Generator) -> Image.Image:
         radii = rng.uniform(0.4, 1, corners)
         points = np.stack([np.cos(angles) * radii * width / 2, np.sin(angles) * radii * height / 2], 1)
         draw.polygon([tuple(point) for point in points + np.array(box) / 2], fill=255)
+    if rng.random() < 0.5:  # out of focus, most often hardly
+        mask = mask.filter(ImageFilter.GaussianBlur(float(np.exp(rng.uniform(-0.7, 1.6)))))
     return mask
 
 
 def _filling(
-    box: tuple[int, int], photographs: Sequence[Image.Image], rng: np.random.Generator, share: float = 0.5
+    box: tuple[int, int], photographs: Sequence[Image.Image], rng: np.random.Generator, share: float = 0.6
 ) -> Image.Image:
-    """What a shape is filled with: in `share` of the cases a piece of a photograph, if one that was drawn is large
-    enough."""
+    """What a shape is filled with: in `share` of the cases a piece of a photograph. Nothing is quite even, since in a
+    picture that a camera took only compression makes it so."""
     if photographs and rng.random() < share:
         return _piece(box, photographs[rng.integers(len(photographs))], rng)
-    return (_shade, _shade, _pattern, _noise, _noise)[rng.integers(5)](box, rng)
+    pixels = (_shade, _pattern, _noise, _noise)[rng.integers(4)](box, rng)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 def _piece(box: tuple[int, int], photograph: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A part of a photograph, turned and mirrored, its colours exchanged and its contrast changed."""
+    """A part of a photograph, turned and mirrored, its colours exchanged and its contrast changed; where the photograph
+    is too small its mirror images go on."""
     width, height = box
     across, down = width / OVER, height / OVER  # pixels in the finished scene
     most = min(photograph.width / across, photograph.height / down)
-    if most < 1:  # too small to be cut from without enlarging
-        return _shade(box, rng)
-    reduction = min(most, np.exp(rng.uniform(0, np.log(4))))
-    across, down = across * reduction, down * reduction
-    x, y = rng.random(2) * np.maximum((photograph.width - across, photograph.height - down), 0)
-    piece = photograph.resize(box, Image.Resampling.BICUBIC, (x, y, x + across, y + down))
+    reduction = min(max(most, 1), np.exp(rng.uniform(0, np.log(4))))
+    across, down = min(across * reduction, photograph.width), min(down * reduction, photograph.height)
+    x, y = rng.random(2) * (photograph.width - across, photograph.height - down)
+    size = [round(OVER * length / reduction) for length in (across, down)]
+    piece = photograph.resize(size, Image.Resampling.BICUBIC, (x, y, x + across, y + down))
     if rng.random() < 0.5:
         piece = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if rng.random() < 0.5:
@@ -93,29 +102,29 @@ def _piece(box: tuple[int, int], photograph: Image.Image, rng: np.random.Generat
             mixing = mixing[:, rng.permutation(3)]
         pixels = pixels @ mixing.astype(np.float32)
         pixels = (pixels - 128) * np.float32(rng.uniform(0.6, 1.3)) + np.float32(128 + rng.uniform(-40, 40))
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    pixels = np.clip(pixels, 0, 255).astype(np.uint8)[:height, :width]
+    missing = [(0, max(length - had, 0)) for length, had in zip((height, width), pixels.shape)]
+    return Image.fromarray(np.pad(pixels, (*missing, (0, 0)), "symmetric"))
 
 
 def _colour(rng: np.random.Generator) -> np.ndarray:
     """Often greyish, seldom vivid."""
     grey = rng.uniform(10, 245)
-    return np.clip(grey + rng.normal(0, rng.uniform(0, 60), 3), 0, 255)
+    return np.clip(grey + rng.normal(0, rng.uniform(0, 40), 3), 0, 255)
 
 
-def _shade(box: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """From one colour to another in some direction, or only one."""
+def _shade(box: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """From one colour to another in some direction, with a faint texture."""
     first, second = _colour(rng), _colour(rng)
-    share = rng.uniform(0, 1) if rng.random() < 0.7 else 0.0
     width, height = box
     angle = rng.uniform(0, 2 * np.pi)
     x, y = np.linspace(-1, 1, width), np.linspace(-1, 1, height)[:, None]
     along = 0.5 + 0.35 * (np.cos(angle) * x + np.sin(angle) * y)
-    pixels = first + (share * along)[..., None] * (second - first)
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    return first + (rng.uniform(0.1, 1) * along)[..., None] * (second - first) + _texture(box, rng, 1, 8)
 
 
-def _pattern(box: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Stripes, checks or waves of two colours."""
+def _pattern(box: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Stripes, checks or waves of two colours, with a faint texture."""
     width, height = box
     period, angle = np.exp(rng.uniform(np.log(5), np.log(80))), rng.uniform(0, np.pi)
     x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
@@ -125,11 +134,15 @@ def _pattern(box: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     hardness = np.exp(rng.uniform(0, 3))
     share = 0.5 + 0.5 * np.clip(wave * hardness, -1, 1)
     first, second = _colour(rng), _colour(rng)
-    return Image.fromarray(np.clip(first + share[..., None] * (second - first), 0, 255).astype(np.uint8))
+    return first + share[..., None] * (second - first) + _texture(box, rng, 1, 8)
 
 
-def _noise(box: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Noise whose amplitude falls with the frequency to a power of 0.7 to 2, about a colour."""
+def _noise(box: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    return _colour(rng) + _texture(box, rng, 5, 50)
+
+
+def _texture(box: tuple[int, int], rng: np.random.Generator, least: float, most: float) -> np.ndarray:
+    """Noise whose amplitude falls with the frequency to a power of 0.7 to 2, with a deviation of `least` to `most`."""
     width, height = box
     rows, columns = (1 << int(np.ceil(np.log2(min(length, 512)))) for length in (height, width))
     fy, fx = np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns)
@@ -143,5 +156,4 @@ def _noise(box: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     field = np.fft.irfft2(amplitude * spectrum, (rows, columns))
     field /= field.std() + 1e-9
     field = np.tile(field, (-(-height // rows), -(-width // columns)))[:height, :width]
-    contrast = rng.uniform(5, 50) * (1 + 0.3 * rng.standard_normal(3))
-    return Image.fromarray(np.clip(_colour(rng) + field[..., None] * contrast, 0, 255).astype(np.uint8))
+    return field[..., None] * rng.uniform(least, most) * (1 + 0.3 * rng.standard_normal(3))

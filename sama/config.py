@@ -101,6 +101,7 @@ class Optim:
     """The optimiser: AdamW.
 
     batch: files in a step, over all ranks, before accumulation; accumulate: batches in a step of the optimiser
+    strengths_epochs: of the first epochs so many train a nano video model's `Strengths` alone, which is soon done
     lr: of the head; backbone_lr: times that, for the backbone
     warmup_epochs: linear from 0; schedule after it: "cosine" to 0, or "constant"
     clip_norm: gradients are scaled down to this norm; 0 does not
@@ -109,6 +110,7 @@ class Optim:
     """
 
     epochs: int = 30
+    strengths_epochs: int = 0
     batch: int = 12
     accumulate: int = 1
     lr: float = 1e-3
@@ -170,6 +172,7 @@ class Config:
             ("optim.epochs", optim.epochs, 1),
             ("optim.batch", optim.batch, 1),
             ("optim.accumulate", optim.accumulate, 1),
+            ("optim.strengths_epochs", optim.strengths_epochs, 0),
             ("evaluate_every", self.evaluate_every, 1),
             ("sampling.num_clips", self.sampling.num_clips, 1),
             ("sampling.clip_len", self.sampling.clip_len, 1),
@@ -182,6 +185,11 @@ class Config:
             raise ValueError(f"unknown decoder {self.decoder!r}; known: auto, {', '.join(DECODERS)}")
         if self.model.whiten and (self.model.weights or self.model.kind != "video"):
             raise ValueError("model.whiten is for a video model that starts from random weights, without model.weights")
+        if optim.strengths_epochs and (self.model.kind, self.model.size) != ("video", "nano"):
+            raise ValueError(
+                "optim.strengths_epochs is for a nano video model, which alone has strengths; got a "
+                f"{self.model.size} {self.model.kind} model"
+            )
         if not 0 <= optim.ema < 1:
             raise ValueError(f"optim.ema must be in [0, 1); got {optim.ema}")
         if bool(self.data.labels) == bool(self.data.demo):

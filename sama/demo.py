@@ -6,7 +6,9 @@ real codecs.
 **Contents.** A photograph becomes a clip through a camera that pans, zooms and shakes a little; clips are taken as they
 are. None is enlarged by more than a tenth, so the undegraded versions are sharp. `train`, `val` and `test` share no
 source photograph. For training there are collages besides (`sama.collage`), pieces of the training photographs between
-other shapes, as many as are wanted: of a few photographs alone a network learns the pictures.
+other shapes, some of which move on their own, as many as are wanted: of a few photographs alone a network learns the
+pictures. Clips to train on are filmed (`_film`): softness, sharpening, contrast, grain or a light compression at random
+are part of the undegraded version, so that a network does not take them for faults.
 
 **Kinds** of degradation are in `KINDS`. Those in `UNSEEN` are in the test split only, so that what a model makes of a
 kind it was not trained on can be told. Strengths are spread over each kind's range by a low-discrepancy sequence: no
@@ -51,9 +53,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from sama.collage import collage
+from sama.collage import collage, cutout
 
-VERSION = 2
+VERSION = 3
 FPS = 30
 COLUMNS = ("path", "mos", "content", "kind", "strength", "split")
 SPLITS = ("train", "val", "test")
@@ -214,16 +216,16 @@ def locate(source: Source) -> Path:
     return path
 
 
-def pristine(content: Content, num_frames: int) -> np.ndarray:
-    """Undegraded frames, I420: uint8 [T, H * 3/2, W]."""
+def pristine(content: Content, num_frames: int, *, filmed: bool = True) -> np.ndarray:
+    """Undegraded frames, I420: uint8 [T, H * 3/2, W]. filmed: those to be trained on go through `_film`"""
     paths = files(SOURCES[content.source])
     if content.source == "collage":
-        width, height = int(content.width * 1.35), int(content.height * 1.35)
-        scene = collage(width, height, [photograph(path) for path in paths], _rng(content.name))
-        return _pan(planes(scene), content, num_frames)
+        return _collage(content, [photograph(path) for path in paths], num_frames, filmed)
     if paths[0].suffix == ".mp4":
-        return _clip(paths[0], content, num_frames)
-    return _pan(planes(photograph(paths[0])), content, num_frames)
+        frames = _clip(paths[0], content, num_frames)
+    else:
+        frames = _pan(planes(photograph(paths[0])), content, num_frames)
+    return _film(frames, _rng(content.name, "film")) if filmed and content.split == "train" else frames
 
 
 @lru_cache(maxsize=32)  # every collage is made of all of training's
@@ -247,15 +249,88 @@ def planes(image) -> list:
     return [Image.fromarray(plane) for plane in frame.to_ndarray(channel_last=False)]
 
 
-def _pan(planes: list, content: Content, num_frames: int) -> np.ndarray:
-    """A photograph seen through a camera that moves within the content's region."""
+def _collage(content: Content, photographs: list, num_frames: int, filmed: bool) -> np.ndarray:
+    """A collage, often with things that move before it, filmed by a camera that stands or moves."""
+    rng = _rng(content.name)
+    scene = collage(int(content.width * 1.35), int(content.height * 1.35), photographs, rng)
+    pace = (0, rng.uniform(0.05, 0.3), 1)[rng.integers(3)]
+    frames = _pan(planes(scene), content, num_frames, pace)
+    for _ in range(rng.integers(0 if pace else 1, 5)):
+        _move(frames, *cutout(int(rng.uniform(0.1, 0.6) * min(content.width, content.height)), photographs, rng), rng)
+    return _film(frames, rng) if filmed else frames
+
+
+def _move(frames: np.ndarray, picture, mask, rng: np.random.Generator):
+    """Paste a cutout into I420 frames, along a path of its own."""
+    from PIL import Image
+
+    parts = planes(picture)
+    height, width = frames.shape[1] * 2 // 3, frames.shape[2]
+    time = np.arange(len(frames)) / 64
+    start = rng.uniform(-0.2, 0.8, 2) * (width, height)
+    way, swing = rng.normal(0, 0.4, 2) * (width, height), rng.exponential(0.08, 2) * (width, height)
+    turns, phases = rng.uniform(0.3, 1.5, 2), rng.uniform(0, 1, 2)
+    path = start + time[:, None] * way + swing * np.sin(2 * np.pi * (turns * time[:, None] + phases))
+    for frame, place in zip(frames, path):
+        for n, (plane, part) in enumerate(zip(split(frame), parts)):
+            by = 2 if n else 1
+            corner = np.floor(place / by).astype(int)
+            x, y = (place / by - corner) * by
+            size = [length // by for length in mask.size]
+            box = (-x, -y, size[0] * by - x, size[1] * by - y)
+            canvas = Image.fromarray(plane)
+            shifted, shape = (_shifted(image, size, box) for image in (part, mask))
+            canvas.paste(shifted, tuple(corner.tolist()), shape)
+            plane[:] = np.asarray(canvas)
+
+
+def _shifted(image, size: list[int], box: tuple):
+    """The box, which may begin before the image, at the size."""
+    from PIL import Image
+
+    left, top, right, bottom = box
+    matrix = ((right - left) / size[0], 0, left, 0, (bottom - top) / size[1], top)
+    return image.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+
+
+def _film(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What cameras do that no one takes for a fault: softness or sharpening, contrast, grain, a light compression."""
+    from scipy.ndimage import gaussian_filter
+
+    focus = rng.random()
+    soft = rng.uniform(0.3, 0.8) if focus < 0.4 else 0
+    sharpening, radius = (rng.uniform(0.2, 1.2) if focus > 0.7 else 0), rng.uniform(0.6, 1.5)
+    contrast, colour, light = rng.uniform(0.5, 1.3), rng.uniform(0.3, 1.2), rng.uniform(-30, 30)
+    grain, clump = (rng.uniform(0.3, 3) if rng.random() < 0.6 else 0), rng.uniform(0.3, 0.7)
+
+    def film(plane, n):
+        plane = plane.astype(np.float32)
+        if soft:
+            plane = gaussian_filter(plane, soft / (2 if n else 1), truncate=3)
+        if sharpening and not n:
+            plane += np.float32(sharpening) * (plane - gaussian_filter(plane, radius, truncate=3))
+        plane = 128 + (plane - 128) * np.float32(colour if n else contrast) + np.float32(0 if n else light)
+        if grain:
+            field = gaussian_filter(rng.standard_normal(plane.shape, np.float32), clump, truncate=3)
+            plane += field * np.float32((0.5 if n else 1) * grain / field.std())
+        return plane
+
+    frames = _each_plane(frames, film)
+    if rng.random() < 0.3:
+        crf = f"{rng.uniform(14, 23):.3f}"
+        frames = transcode(frames, "libx264", {"preset": "veryfast", "crf": crf, "x264-params": "cpu-independent=1"})
+    return frames
+
+
+def _pan(planes: list, content: Content, num_frames: int, pace: float = 1) -> np.ndarray:
+    """A photograph seen through a camera that moves within the content's region. pace: 0 for one that stands"""
     from PIL import Image
 
     rng = _rng(content.name)
     turns, phases = rng.uniform(0.35, 0.9, 3), rng.uniform(0, 1, 3)
-    time = np.arange(num_frames) / 64
+    time = np.arange(num_frames) / 64 * pace
     across, down, zoom = (np.sin(2 * np.pi * (turn * time + phase)) for turn, phase in zip(turns, phases))
-    shake = np.cumsum(rng.normal(0, 0.25, (2, num_frames)), axis=1)
+    shake = np.cumsum(rng.normal(0, 0.25, (2, num_frames)), axis=1) * min(pace, 1)
     left, top, right, bottom = np.multiply(content.region, [*planes[0].size, *planes[0].size])
     frames = np.empty((num_frames, content.height * 3 // 2, content.width), np.uint8)
     for t, frame in enumerate(frames):
@@ -732,7 +807,7 @@ SMALL = (
 )
 SIZES = {
     "small": Settings(SMALL, collages=48),
-    "full": Settings(tuple(CONTENTS), versions=2, collages=400, large_collages=18),
+    "full": Settings(tuple(CONTENTS), versions=2, collages=600, large_collages=18),
 }
 IMAGE_SIZES = {"small": Settings(SMALL, images=3), "full": Settings(tuple(CONTENTS), versions=2, images=4)}
 
@@ -831,7 +906,7 @@ def make_content(settings: Settings, name: str, folder: Path, tell: Callable[[],
         for _ in versions:
             tell()
         return rows
-    clip = pristine(ALL_CONTENTS[name], settings.num_frames)
+    clip = pristine(ALL_CONTENTS[name], settings.num_frames, filmed=not settings.images)
     rows, view = [], None
     for version in versions:
         if version.view != view:

@@ -90,7 +90,7 @@ def load_model(
             )
         weights = DEFAULT_WEIGHTS
     built = build(weights, mode=mode)
-    headless = [name for name in built.report.missing if name.startswith("head.")]
+    headless = [name for name in built.report.missing if name.startswith(("head.", "strengths."))]
     if headless:
         raise NoWeightsError(
             f"{weights} ({built.report.source}) holds no quality head ({', '.join(headless)} missing): training can "

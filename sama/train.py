@@ -79,12 +79,14 @@ def train(config: Config) -> dict[str, Any]:
         state.tensors = {}
     if config.compile:
         model.compile()
-    parallel = DistributedDataParallel(model) if ranks.count > 1 else model
+    some_unused = config.optim.strengths_epochs > 0
+    parallel = DistributedDataParallel(model, find_unused_parameters=some_unused) if ranks.count > 1 else model
     log = Log(out, config, sets, feed, quiet=not ranks.first)
 
     finals = {}
     for epoch in range(state.epoch, config.optim.epochs):
         log.begin(epoch, state.batch)
+        model.without_tokens = ema.without_tokens = epoch < config.optim.strengths_epochs
         model.train()
         for batch in feed.epoch(epoch, start=state.batch):
             last = batch.index + 1 == len(feed)
@@ -172,9 +174,9 @@ def rate(step: int, steps_an_epoch: int, config: Config) -> float:
 
 
 def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
-    """The head at the full learning rate, the backbone at its share."""
-    head = [p for name, p in model.named_parameters() if name.startswith("head.")]
-    rest = [p for name, p in model.named_parameters() if not name.startswith("head.")]
+    """The backbone at its share of the learning rate, what makes a score of its features at the full one."""
+    head = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
+    rest = [p for name, p in model.named_parameters() if name.startswith("backbone.")]
     lr = config.optim.lr
     return [{"params": head, "lr": lr}, {"params": rest, "lr": lr * config.optim.backbone_lr}]
 
@@ -224,17 +226,24 @@ def whiten(model: nn.Module, config: Config, items: Sequence[Item], ranks: Ranks
         raise ValueError("model.whiten: none of the files could be read")
     x = torch.cat(inputs)
     x = x if x.shape[-1] == 3 * math.prod(PATCH) and x.shape[1] != 3 else cut_patches(x)
-    x = x.flatten(0, -2)[::7].double()
-    power, directions = torch.linalg.eigh(torch.cov(x.T))
+    patches = x.flatten(0, -2)[::7].double()
+    power, directions = torch.linalg.eigh(torch.cov(patches.T))
     weight = (directions / (power.clamp_min(0) + WHITENING_FLOOR).sqrt()).T
-    embed = model.backbone.patch_embed
+    mean = patches.mean(0)
+    embed, strengths = model.backbone.patch_embed, model.strengths
+    if strengths is not None:
+        strengths.proj.weight.copy_(weight)
+        strengths.proj.bias.copy_(-weight @ mean)
+        deviation, centre = torch.std_mean(torch.cat([strengths.statistics(clip) for clip in x.split(1)]), 0)
+        strengths.fc1.weight /= deviation + 1e-2
+        strengths.fc1.bias.copy_(-strengths.fc1.weight @ centre)
     if embed.mix is None:
         weight = weight[torch.linspace(len(weight) - 1, 0, embed.proj.out_features).round().long()]
     else:
         embed.mix.weight[:, len(weight) :] = embed.mix.weight[:, : len(weight)]
         weight = torch.cat([weight, -weight])
     embed.proj.weight.copy_(weight)
-    embed.proj.bias.copy_(-weight @ x.mean(0))
+    embed.proj.bias.copy_(-weight @ mean)
 
 
 def autocast(config: Config, ranks: Ranks):

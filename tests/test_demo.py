@@ -285,3 +285,50 @@ def test_processes_that_ask_at_once_share_one_set(tmp_path):
     assert [run.returncode for run in runs] == [0, 0]
     assert texts[0] == texts[1]
     assert len(table(tmp_path / "labels.csv")) == 2
+
+
+def test_cutouts_move_by_shares_of_a_pixel():
+    """A yellow square before grey: its middle, in luma and in chroma, follows one smooth path."""
+    from PIL import Image
+
+    frames = np.concatenate([np.full((16, 240, 320), 60, np.uint8), np.full((16, 120, 320), 128, np.uint8)], 1)
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (4, 4, 28, 28))
+    demo._move(frames, Image.new("RGB", (32, 32), (255, 230, 0)), mask, np.random.default_rng(1))
+    middles = []
+    for frame in frames:
+        for plane, rest, size in zip(demo.split(frame), (60, 128, 128), (1, 2, 2)):
+            weight = np.abs(plane.astype(float) - rest)
+            total = weight.sum() * size**2 / np.abs(weight).max()
+            assert 0.9 * 24**2 < total < 1.1 * 24**2  # all of it is there
+            middles.append([(weight.sum(axis) @ np.arange(weight.shape[1 - axis])) / weight.sum() for axis in (1, 0)])
+    middles = np.reshape(middles, (16, 3, 2)) * np.array([1, 2, 2])[:, None] + np.array([0, 0.5, 0.5])[:, None]
+    assert np.abs(middles - middles[:, :1]).max() < 0.6  # chroma is as fine as it has samples
+    step = np.diff(middles[:, 0], axis=0)
+    assert 0.5 < np.abs(step).max() < 20
+    assert np.abs(np.diff(step, axis=0)).max() < 0.3
+
+
+def test_what_is_trained_on_is_filmed():
+    """Softer in some cases, sharper in others, with grain in some; what is measured on is left as it is."""
+    content = demo.CONTENTS["coffee"]
+    still = demo._pan(demo.planes(demo.photograph(demo.locate(demo.SOURCES["coffee"]))), content, 2)
+    assert np.array_equal(demo.pristine(content, 2), still)
+    for content in (demo.CONTENTS["coins"], demo.COLLAGES["collage-000"]):
+        filmed = demo.pristine(content, 2)
+        assert np.array_equal(filmed, demo.pristine(content, 2))
+        assert not np.array_equal(filmed, demo.pristine(content, 2, filmed=False))
+    still = still[[0, 0]]
+
+    def detail(frames):
+        luma = demo.luma(frames)[0].astype(float)
+        return np.abs(np.diff(luma)).mean() / luma.std()
+
+    taken = [demo._film(still, np.random.default_rng(seed)) for seed in range(12)]
+    assert {(frames.shape, frames.dtype) for frames in taken} == {(still.shape, still.dtype)}
+    sharpness = [detail(frames) / detail(still) for frames in taken]
+    assert min(sharpness) < 0.9
+    assert max(sharpness) > 1.1
+    flicker = [np.abs(np.diff(demo.luma(frames).astype(float), axis=0)).mean() for frames in taken]
+    assert min(flicker) < 0.2
+    assert max(flicker) > 0.5

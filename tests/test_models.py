@@ -95,7 +95,7 @@ def test_image_golden():
 
 def oracle(model, x):
     """Token map of one clip `[3, T, H, W]`: every window on its own, logits and gate written out."""
-    back = model.backbone
+    back, frames = model.backbone, x
     embed = back.patch_embed
     x = F.pad(x, (0, -x.shape[3] % 4, 0, -x.shape[2] % 4, 0, -x.shape[1] % 2))
     x = F.conv3d(x[None], embed.proj.weight.reshape(-1, 3, 2, 4, 4), embed.proj.bias, stride=(2, 4, 4))[0]
@@ -110,7 +110,29 @@ def oracle(model, x):
             x = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], -1)
             x = F.linear(stage.downsample.norm(x), stage.downsample.reduction.weight)
     x = back.norm(x)
-    return model.head.fc_last(F.gelu(model.head.fc_hid(x)))[..., 0]
+    return model.head.fc_last(F.gelu(model.head.fc_hid(x)))[..., 0] + oracle_strengths(model.strengths, frames)
+
+
+def oracle_statistics(strengths, frames):
+    """Of one clip `[3, T, H, W]`: mean and deviation of every component's log strength, then the changes in order."""
+    _, length, height, width = frames.shape
+    logs, changes = [], []
+    for t in range(0, length, 2):
+        apart = []
+        for y, x in itertools.product(range(0, height, 4), range(0, width, 4)):
+            patch = torch.zeros(3, 2, 4, 4, dtype=frames.dtype)
+            part = frames[:, t : t + 2, y : y + 4, x : x + 4]
+            patch[:, : part.shape[1], : part.shape[2], : part.shape[3]] = part
+            logs.append((strengths.proj(patch.flatten()).abs() + 0.01).log())
+            apart.append((patch[:, 1] - patch[:, 0]).abs().mean())
+        changes.append((torch.stack(apart).mean() + 0.001).log())
+    logs, changes = torch.stack(logs).numpy(), torch.stack(changes).numpy()
+    deviations = np.sqrt(logs.var(0) + 1e-4)
+    return torch.from_numpy(np.concatenate([logs.mean(0), deviations, np.quantile(changes, np.arange(16) / 15)]))
+
+
+def oracle_strengths(strengths, frames):
+    return strengths.fc3(F.gelu(strengths.fc2(F.gelu(strengths.fc1(oracle_statistics(strengths, frames))))))
 
 
 def oracle_attention(attn, x, *, shifted):
@@ -158,6 +180,31 @@ def test_any_size_matches_the_oracle(shape):
         expected = torch.stack([oracle(model, one) for one in x])[:, None]
         assert error(model(x), expected) < 1e-10
     assert error(model(x).detach(), expected) < 1e-10  # with gradients: in one piece, not by chunks
+
+
+def test_an_even_picture_has_strengths_and_gradients():
+    """All black: no component varies, no frame differs from the next."""
+    strengths = swin3d.Strengths(dropout=0.0)
+    torch.nn.init.zeros_(strengths.proj.bias)
+    strengths(torch.zeros(2, 4, 3, 3, 96)).sum().backward()
+    assert all(p.grad.isfinite().all() for p in strengths.parameters())
+    with torch.inference_mode():
+        statistics = strengths.statistics(torch.zeros(1, 4, 3, 3, 96))
+    torch.testing.assert_close(statistics[0, :96], torch.full([96], math.log(0.01)))
+    torch.testing.assert_close(statistics[0, 96:192], torch.full([96], 0.01))
+    torch.testing.assert_close(statistics[0, 192:], torch.full([16], math.log(0.001)))
+
+
+def test_strengths_are_exact_under_autocast():
+    """Components are small differences, which bfloat16 would drown in noise."""
+    strengths, x = (
+        swin3d.Strengths(dropout=0.0),
+        torch.randn(2, 4, 3, 3, 96, generator=torch.Generator().manual_seed(0)),
+    )
+    with torch.inference_mode():
+        expected = strengths(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(strengths(x), expected)
 
 
 def test_cut_patches_are_frames():

@@ -121,6 +121,7 @@ def test_a_killed_run_goes_on_exactly(labels, tmp_path):
         *("--data.labels", str(labels), "--model.size", "nano", "--sampling.grid", "[2,2]"),
         *("--sampling.fragment", "[16,16]", "--sampling.clip_len", "4", "--sampling.interval", "1"),
         *("--sampling.num_clips", "1", "--optim.batch", "2", "--optim.epochs", "3", "--optim.backbone_lr", "1"),
+        *("--optim.strengths_epochs", "1"),
         *("--device", "cpu", "--checkpoint_minutes", "0", "--workers", "1"),
     ]
     command = [sys.executable, "-m", "sama.train", *common]
@@ -156,19 +157,21 @@ def test_it_is_not_gone_on_with_other_settings(labels, tmp_path):
         train(config(labels, tmp_path / "run", seed=5, resume=True))
 
 
-def test_two_ranks_are_one(labels, tmp_path):
+@pytest.mark.parametrize("strengths_epochs", [0, 1])
+def test_two_ranks_are_one(labels, tmp_path, strengths_epochs):
     """Same batches, losses over both ranks' parts: the same loss and gradients, but for the order of sums. Weights are
     not compared: Adam's first steps are the gradients' signs, so that rounding shows."""
     script = tmp_path / "run.py"
     script.write_text(
         "import sys; from test_train import config; from sama.train import train\n"
-        "train(config(sys.argv[1], sys.argv[2], optim={'batch': 8, 'epochs': 1}))\n"
+        "optim = {'batch': 8, 'epochs': 1, 'strengths_epochs': int(sys.argv[3])}\n"
+        "train(config(sys.argv[1], sys.argv[2], optim=optim))\n"
     )
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, command in (("one", [sys.executable]), ("two", launch)):
         done = subprocess.run(
-            [*command, str(script), str(labels), str(tmp_path / name)],
+            [*command, str(script), str(labels), str(tmp_path / name), str(strengths_epochs)],
             env=env,
             capture_output=True,
             text=True,
@@ -181,6 +184,19 @@ def test_two_ranks_are_one(labels, tmp_path):
     for key, entry in one["state"].items():  # a tenth of the gradient, after one step
         difference = (two["state"][key]["exp_avg"] - entry["exp_avg"]).norm()
         assert difference <= 1e-4 * entry["exp_avg"].norm() + 1e-7
+
+
+def test_the_first_epochs_train_the_strengths_alone(labels, tmp_path):
+    """The backbone and the tokens' head keep their initial weights for an epoch, then learn too."""
+    before = make_model(config(labels, tmp_path)).state_dict()
+    for epochs, changes in ((1, {"strengths"}), (2, {"strengths", "backbone", "head"})):
+        out = tmp_path / str(epochs)
+        train(config(labels, out, optim={"epochs": epochs, "strengths_epochs": 1}))
+        after = torch.load(out / "last.pt", weights_only=True)["model"]
+        changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+        assert changed == changes
+    with pytest.raises(ValueError, match="strengths_epochs is for a nano video model"):
+        config(labels, tmp_path, model=Model(size="tiny"), optim={"strengths_epochs": 1})
 
 
 def test_accumulated_batches_make_one_step(labels, tmp_path):
@@ -246,7 +262,7 @@ def test_the_head_learns_at_the_full_rate(labels, tmp_path):
     told = config(labels, tmp_path, optim={"lr": 2.0, "backbone_lr": 0.1})
     head, rest = training.parameter_groups(make_model(told), told)
     assert (head["lr"], rest["lr"]) == (2.0, 0.2)
-    assert len(head["params"]) == 4
+    assert len(head["params"]) == 4 + 8  # of the tokens' head and of the strengths
 
 
 def test_a_sweep_compares_samplings(labels, tmp_path):
@@ -325,6 +341,16 @@ def test_a_whitened_embedding_gives_every_component_the_same_power(labels, tmp_p
     assert embedded.mean(0).abs().max() < 0.5
     assert 0.5 < strong.min() <= strong.max() < 2
     assert embedded.var(0).max() < 4
+    strengths = model.strengths
+    assert torch.equal(strengths.proj.weight, embed.proj.weight[:96])
+    statistics = strengths.statistics(x)  # a layer of weights for deviations of 1 about 0 has been made one for these
+    scale = torch.std(statistics, 0) + 1e-2
+    torch.testing.assert_close(
+        strengths.fc1(statistics),
+        (statistics - statistics.mean(0)) / scale @ (strengths.fc1.weight * scale).T,
+        rtol=0,
+        atol=1e-3,
+    )
 
 
 def test_a_wide_embedding_is_whitened_from_strong_to_weak(labels, tmp_path):
