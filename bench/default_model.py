@@ -6,13 +6,12 @@
 
 Everything is measured by scoring files with the public API: the demo's test split, whose contents, strengths and some
 kinds of degradation the model has not seen, and further collages of the training photographs, up to 1920x1080. The
-demo's set is made first if it is not there (7 GB). The exit status is 1 where a bar of the project is missed.
+demo's set is made first if it is not there (9 GB). The exit status is 1 where a bar of the project is missed.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import sys
 import tempfile
@@ -56,20 +55,16 @@ def main() -> int:
     print(text)
     if options.weights:
         CARD.write_text(card(items, text))
-        print(f"{DEFAULT_WEIGHTS} ({DEFAULT_WEIGHTS.stat().st_size / 1e6:.1f} MB), {CARD}", file=sys.stderr)
+        print(f"{DEFAULT_WEIGHTS} ({DEFAULT_WEIGHTS.stat().st_size / 1e3:.0f} kB), {CARD}", file=sys.stderr)
     return 0 if all(reached(found["test"]).values()) else 1
 
 
 def package(weights: Path, validation: list[Item]):
-    """The checkpoint, to be scored on up to four whole clips, calibrated on the validation set; in half precision, but
-    for the layers that tell small differences of pixels."""
+    """The checkpoint, to be scored on up to four whole clips, calibrated on the validation set."""
     built = build(weights)
-    exact = copy.deepcopy((built.model.strengths, built.model.backbone.patch_embed))
-    built.model.half()
-    built.model.strengths, built.model.backbone.patch_embed = exact
     metadata = built.metadata | {"num_clips": 4, "whole_clips": True}
     with tempfile.TemporaryDirectory() as folder:
-        uncalibrated = Path(folder) / "half.safetensors"
+        uncalibrated = Path(folder) / "uncalibrated.safetensors"
         save_weights(built.model, uncalibrated, metadata=metadata)
         prediction = predict(validation, uncalibrated)
     told = calibration("logistic", [prediction[item.path] for item in validation], [i.mos for i in validation], "demo")
@@ -186,7 +181,7 @@ def card(items: list[Item], text: str) -> str:
         where = f"{source.file} of {package}; " if package else ""
         sources[source.split].append(f"- `{name}`: {where}{source.license}")
     return CARD_TEXT.format(
-        parameters=sum(p.numel() for p in built.model.parameters()) / 1e6,
+        parameters=sum(p.numel() for p in built.model.parameters()) / 1e3,
         results=text,
         contents=len({item.group for item in with_split(items, "train")}),
         sources="\n\n".join(f"{split}:\n\n" + "\n".join(sources[split]) for split in demo.SPLITS),
@@ -202,20 +197,20 @@ def card(items: list[Item], text: str) -> str:
 
 CARD_TEXT = """# The default model
 
-What `sama score` uses without `--weights`: a nano Swin with gated relative position bias ({parameters:.2f} million
-parameters, half precision) that reads a clip of {clip_len} frames as {grid} fragments of {fragment} pixels, mode
-`{mode}`. A video's score is the mean over up to {num_clips} clips.
+What `sama score` uses without `--weights`: a nano model without its Swin backbone, that is the scene statistics
+alone (`SceneStatistics` in `models/swin3d.py`): means and deviations of the log strengths of 96 components of
+patches, how much neighbouring frames differ, and a network of three layers over them; {parameters:.0f} thousand
+parameters. It reads a clip of {clip_len} frames as {grid} fragments of {fragment} pixels, mode `{mode}`. A score is the
+mean over up to {num_clips} clips of a video.
 
 **For** putting versions of the same video in order (encodes, filters, sizes), and for finding those that are badly
 blurred, noisy, enlarged, jerky or compressed. It works offline, on a CPU.
 
 **Not for** opinions of people. Nobody voted: labels were measured against undegraded originals. So aesthetics,
 exposure, colour, focus and content do not count, and what happened before an original was stored is unknown to it.
-Between videos of different contents its scores are much less certain than between versions of one (see the table).
-Heavily compressed H.264 and H.265, of real clips most of all, get too high a score beside blur and noise of the same
-label. A video of fewer than 63 frames is filled up with its last one, which this model takes for a fault.
-Scores cannot be compared with published scores of SAMA, FAST-VQA or DOVER: for those give `--weights`. It is for
-videos, not for images.
+Between videos of different contents its scores are less certain than between versions of one (see the table). A video
+of fewer than 63 frames is filled up with its last one, which this model takes for a fault. Scores cannot be compared
+with published scores of SAMA, FAST-VQA or DOVER: for those give `--weights`. It is for videos, not for images.
 
 ## How well
 
@@ -228,9 +223,10 @@ The test split holds contents and strengths that it was not trained on, and thre
 
 {train} clips of {contents} contents for training, {val} for validation, {test} for the test, of 64 frames each, made by
 `sama demo-data --size full`: photographs and clips that packages ship, and collages of pieces of the training
-photographs between synthetic shapes, degraded by codecs and filters at graded strengths. The label, 0 to 100, is
-measured: `sqrt((1 - MS-SSIM) * GMSD)` against the original, relative to what fixed degradations give on the same
-content, and the delay of dropped frames (`sama/demo.py`).
+photographs between synthetic shapes, those to train on filmed as by cameras of all kinds (soft, sharpened, grainy,
+pale, lightly compressed), then degraded by codecs and filters at graded strengths. The label, 0 to 100, is measured:
+`sqrt((1 - MS-SSIM) * GMSD)` against the original, relative to what fixed degradations give on the same content, and
+the delay of dropped frames (`sama/demo.py`).
 
 {sources}
 

@@ -1,6 +1,7 @@
 """What both models share: a head that gives every token a value, and evaluation sample by sample."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +19,14 @@ class TokenHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., dim]` to `[..., 1]`."""
-        if autocasting(x):
-            with torch.autocast(x.device.type, enabled=False):
-                return self(x.to(self.fc_hid.weight.dtype))
-        return self.fc_last(self.dropout(F.gelu(self.fc_hid(self.dropout(x)))))
+        with exactly(x):
+            x = x.to(self.fc_hid.weight.dtype)
+            return self.fc_last(self.dropout(F.gelu(self.fc_hid(self.dropout(x)))))
+
+
+def exactly(x: Tensor) -> AbstractContextManager:
+    """Without autocast on the device of `x`."""
+    return torch.autocast(x.device.type, enabled=False) if autocasting(x) else nullcontext()
 
 
 def autocasting(x: Tensor) -> bool:

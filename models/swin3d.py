@@ -10,7 +10,6 @@ so all slabs and samples share one bias `[W, heads, L, L]`.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import product
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from sama.models.heads import TokenHead, autocasting, by_sample, plain_cpu
+from sama.models.heads import TokenHead, autocasting, by_sample, exactly, plain_cpu
 
 PATCH = (2, 4, 4)  # frames, rows, columns
 WINDOW = (8, 7, 7)  # tokens
@@ -445,23 +444,25 @@ class PatchEmbed(nn.Module):
         return self.mix(F.gelu(x))
 
 
-class Strengths(nn.Module):
+class SceneStatistics(nn.Module):
     """A score from how strong each component of the patches is: of its logarithm the mean and the deviation over the
     clip, and how much the frames of a patch differ, at every `1 / (STEPS - 1)` of the order of time's steps.
 
     Such statistics of natural scenes tell degradation whatever the picture shows (Ruderman 1994; Mittal, Moorthy and
-    Bovik 2012), and a network that learns from a few thousand clips does not find them by itself. `proj` is meant to
-    begin as a whitening (`sama.train.whiten`). All is in the weights' dtype, under autocast too, since components are
-    small differences.
+    Bovik 2012), and a network that learns from a few thousand clips does not find them by itself. `proj`, `centre` and
+    `deviation` do not learn: `sama.train.whiten` sets them, so that components are of power 1 and statistics of mean 0
+    and deviation 1. All is in the weights' dtype, under autocast too, since components are small differences.
     """
 
     STEPS = 16
-    FLOOR = 0.01  # of a strength, whose deviation is 1 over all patches, and of a tenth of that of a difference
+    FLOOR = 0.01  # under a strength, where 1 is its deviation over all patches; under a difference a tenth of that
 
     def __init__(self, *, dropout: float) -> None:
         super().__init__()
         width = 3 * prod(PATCH)
-        self.proj = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width).requires_grad_(False)
+        self.register_buffer("centre", torch.zeros(2 * width + self.STEPS))
+        self.register_buffer("deviation", torch.ones(2 * width + self.STEPS))
         self.fc1 = nn.Linear(2 * width + self.STEPS, 64)
         self.fc2 = nn.Linear(64, 64)
         self.fc3 = nn.Linear(64, 1)
@@ -470,24 +471,22 @@ class Strengths(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Patches `[B, T, H, W, 96]` to `[B]`."""
         with exactly(x):
-            x = self.dropout(F.gelu(self.fc1(self.statistics(x))))
+            x = (self.measure(x) - self.centre) / self.deviation
+            x = self.dropout(F.gelu(self.fc1(x)))
             return self.fc3(F.gelu(self.fc2(x))).squeeze(-1)
 
-    def statistics(self, x: Tensor) -> Tensor:
+    def measure(self, x: Tensor) -> Tensor:
         """`[B, 2 * 96 + STEPS]` of patches."""
         x = x.to(self.proj.weight.dtype)
         strength = (self.proj(x).abs() + self.FLOOR).log().flatten(1, -2)
         first, second = x.unflatten(-1, (3, *PATCH)).unbind(-3)
         change = ((second - first).abs().flatten(2).mean(-1) + self.FLOOR / 10).log()  # [B, T]
-        places = torch.linspace(0, 1, self.STEPS, dtype=x.dtype, device=x.device)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        places = torch.linspace(0, 1, self.STEPS, dtype=dtype, device=x.device)
         variance, mean = torch.var_mean(strength, 1, correction=0)
         deviation = (variance + self.FLOOR**2).sqrt()  # an even picture has no variance, and the root no slope there
-        return torch.cat([mean, deviation, change.quantile(places, 1).T], 1)
-
-
-def exactly(x: Tensor) -> AbstractContextManager:
-    """Without autocast on the device of `x`."""
-    return torch.autocast(x.device.type, enabled=False) if autocasting(x) else nullcontext()
+        quantiles = change.to(places.dtype).quantile(places, 1).T  # which wants float32 at least
+        return torch.cat([mean, deviation, quantiles.to(x.dtype)], 1)
 
 
 def cut_patches(x: Tensor) -> Tensor:
@@ -563,13 +562,14 @@ class VideoQuality(nn.Module):
     """Scores clips: Swin3D-T with GRPB and a head on every token.
 
     `size` is "tiny" (the published model, 28 M parameters) or "nano" (2.4 M, to train on a laptop), to whose tokens the
-    score of `Strengths` is added.
+    score of `SceneStatistics` is added.
     `grid` is the number of fragments in height and width that the sampler lays out.
     `scale_bias` and `scale_excitation` are the paper's scale encodings (a) and (b); the latter takes clips of
     `2 * scale_steps` frames only.
     `drop_path` is the stochastic depth of the last block, `dropout` that of the head.
     `checkpointing` recomputes every block in the backward pass: less memory, more time.
-    `without_tokens`, an attribute, leaves the backbone of a nano model out: `Strengths` alone, at a tenth of the time.
+    `tokens=False` makes a nano model of `SceneStatistics` alone, without a backbone and much faster; the attribute
+    `without_tokens` leaves the backbone out for a while, as training does at first.
 
     In evaluation on a CPU each sample is computed on its own, so its score does not depend on its batch.
     """
@@ -588,10 +588,13 @@ class VideoQuality(nn.Module):
         drop_path: float = 0.1,
         dropout: float = 0.5,
         checkpointing: bool = False,
+        tokens: bool = True,
     ) -> None:
         super().__init__()
         if size not in SIZES:
             raise ValueError(f"got {size = }, expected one of {', '.join(map(repr, SIZES))}")
+        if not tokens and size != "nano":
+            raise ValueError(f"got {size = } and {tokens = }: only a nano model has anything but tokens")
         self.size = size
         self.options = {
             "grid": tuple(grid),
@@ -600,23 +603,27 @@ class VideoQuality(nn.Module):
             "scale_steps": scale_steps,
             "drop_path": drop_path,
             "dropout": dropout,
+            "tokens": tokens,
         }
-        self.backbone = Swin3D(
-            **SIZES[size],
-            drop_path=drop_path,
-            checkpointing=checkpointing,
-            grid=tuple(grid),
-            scale_bias=scale_bias,
-            scale_steps=scale_steps if scale_excitation else None,
-        )
-        self.head = TokenHead(self.backbone.width, dropout=dropout)
-        self.strengths = Strengths(dropout=dropout) if size == "nano" else None
+        self.backbone = self.head = self.statistics = None
+        if tokens:
+            self.backbone = Swin3D(
+                **SIZES[size],
+                drop_path=drop_path,
+                checkpointing=checkpointing,
+                grid=tuple(grid),
+                scale_bias=scale_bias,
+                scale_steps=scale_steps if scale_excitation else None,
+            )
+            self.head = TokenHead(self.backbone.width, dropout=dropout)
+        if size == "nano":
+            self.statistics = SceneStatistics(dropout=dropout)
         self.apply(partial(_initialise, narrow=size == "nano"))
-        if self.strengths is not None:
+        if tokens and size == "nano":
             nn.init.zeros_(self.head.fc_last.weight)  # the tokens add what the statistics do not tell
 
     def forward(self, x: Tensor, *, patches: bool | None = None) -> Tensor:
-        """The token map `[B, 1, T/2, H/32, W/32]` (rounded up) of normalised clips.
+        """The token map `[B, 1, T/2, H/32, W/32]` (rounded up) of normalised clips; `[B, 1, T/2, 1, 1]` without tokens.
 
         `x` is frames `[B, 3, T, H, W]`, or patches `[B, T/2, H/4, W/4, 96]` with the last axis ordered (channel 3,
         frame 2, row 4, column 4). `patches` says which; None tells by the shape (where both fit, frames).
@@ -625,16 +632,20 @@ class VideoQuality(nn.Module):
         return by_sample(self, lambda x: self._map(x, patches), x).permute(0, 4, 1, 2, 3)
 
     def _map(self, x: Tensor, patches: bool) -> Tensor:
-        if self.strengths is None:
+        if self.statistics is None:
             return self.head(self.backbone(x, patches=patches))
-        x = x if patches else cut_patches(x)
-        told = self.strengths(x)[:, None, None, None, None]
-        if self.without_tokens:
-            return told.expand(-1, x.shape[1], 1, 1, 1)
-        return self.head(self.backbone(x, patches=True)) + told
+        odd = not patches and x.shape[2] % PATCH[0]
+        whole = torch.cat([x, x[:, :, -1:]], 2) if odd else x  # zeros after the last frame would be a change
+        whole = whole if patches else cut_patches(whole)
+        told = self.statistics(whole)[:, None, None, None, None]
+        if self.backbone is None or self.without_tokens:
+            return told.expand(-1, whole.shape[1], 1, 1, 1)
+        return self.head(self.backbone(x if odd else whole, patches=patches or not odd)) + told
 
     def features(self, x: Tensor, *, patches: bool | None = None) -> Tensor:
         """What the head sees: `[B, width, T/2, H/32, W/32]`."""
+        if self.backbone is None:
+            raise ValueError("this model has scene statistics alone (tokens=False): there are no features of tokens")
         patches = self._patches(x, patches)
         return by_sample(self, lambda x: self.backbone(x, patches=patches), x).permute(0, 4, 1, 2, 3)
 

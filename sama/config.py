@@ -64,9 +64,10 @@ class Model:
     weights: checkpoint to start from, of any source that `sama weights` knows; "" starts from random weights
     whiten: let the patch embedding start as a whitening of the training set's patches, for a video model that starts
         from random weights: details, a thousandth of the power of a patch, weigh as much as its brightness
-    drop_path, dropout: stochastic depth of the last block, dropout of the head
+    drop_path, dropout: stochastic depth of the last block, dropout of the head and of a nano model's scene statistics
     checkpointing: less memory, more time
     scale_bias, scale_excitation: the paper's scale encodings (a) and (b), of the video model
+    tokens: false makes a nano video model of `SceneStatistics` alone, without a backbone
     """
 
     kind: Literal["video", "image"] = "video"
@@ -78,6 +79,7 @@ class Model:
     checkpointing: bool = False
     scale_bias: bool = False
     scale_excitation: bool = False
+    tokens: bool = True
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,8 @@ class Optim:
     """The optimiser: AdamW.
 
     batch: files in a step, over all ranks, before accumulation; accumulate: batches in a step of the optimiser
-    strengths_epochs: of the first epochs so many train a nano video model's `Strengths` alone, which is soon done
-    lr: of the head; backbone_lr: times that, for the backbone
+    statistics_epochs: so many of the first epochs train only a nano video model's `SceneStatistics`, which is quick
+    lr: of all but the backbone; backbone_lr: times that, for the backbone
     warmup_epochs: linear from 0; schedule after it: "cosine" to 0, or "constant"
     clip_norm: gradients are scaled down to this norm; 0 does not
     ema: decay of the averaged weights, which are what is evaluated and kept; 0 averages nothing
@@ -110,7 +112,7 @@ class Optim:
     """
 
     epochs: int = 30
-    strengths_epochs: int = 0
+    statistics_epochs: int = 0
     batch: int = 12
     accumulate: int = 1
     lr: float = 1e-3
@@ -172,7 +174,7 @@ class Config:
             ("optim.epochs", optim.epochs, 1),
             ("optim.batch", optim.batch, 1),
             ("optim.accumulate", optim.accumulate, 1),
-            ("optim.strengths_epochs", optim.strengths_epochs, 0),
+            ("optim.statistics_epochs", optim.statistics_epochs, 0),
             ("evaluate_every", self.evaluate_every, 1),
             ("sampling.num_clips", self.sampling.num_clips, 1),
             ("sampling.clip_len", self.sampling.clip_len, 1),
@@ -185,10 +187,20 @@ class Config:
             raise ValueError(f"unknown decoder {self.decoder!r}; known: auto, {', '.join(DECODERS)}")
         if self.model.whiten and (self.model.weights or self.model.kind != "video"):
             raise ValueError("model.whiten is for a video model that starts from random weights, without model.weights")
-        if optim.strengths_epochs and (self.model.kind, self.model.size) != ("video", "nano"):
+        model = self.model
+        if (optim.statistics_epochs or not model.tokens) and (model.kind, model.size) != ("video", "nano"):
             raise ValueError(
-                "optim.strengths_epochs is for a nano video model, which alone has strengths; got a "
-                f"{self.model.size} {self.model.kind} model"
+                "optim.statistics_epochs and model.tokens=false are for a nano video model, which alone has scene "
+                f"statistics; got a {model.size} {model.kind} model"
+            )
+        if optim.statistics_epochs and model.weights:
+            raise ValueError(
+                "optim.statistics_epochs is for a model that starts from random weights, not model.weights"
+            )
+        if optim.statistics_epochs >= optim.epochs:
+            raise ValueError(
+                "optim.statistics_epochs must be fewer than optim.epochs, so that the backbone learns too; got "
+                f"{optim.statistics_epochs} and {optim.epochs}: give both (model.tokens false leaves the backbone out)"
             )
         if not 0 <= optim.ema < 1:
             raise ValueError(f"optim.ema must be in [0, 1); got {optim.ema}")

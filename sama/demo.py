@@ -7,7 +7,7 @@ real codecs.
 are. None is enlarged by more than a tenth, so the undegraded versions are sharp. `train`, `val` and `test` share no
 source photograph. For training there are collages besides (`sama.collage`), pieces of the training photographs between
 other shapes, some of which move on their own, as many as are wanted: of a few photographs alone a network learns the
-pictures. Clips to train on are filmed (`_film`): softness, sharpening, contrast, grain or a light compression at random
+pictures. Clips of `train` are filmed (`_film`): softness, sharpening, contrast, grain or a light compression at random
 are part of the undegraded version, so that a network does not take them for faults.
 
 **Kinds** of degradation are in `KINDS`. Those in `UNSEEN` are in the test split only, so that what a model makes of a
@@ -276,21 +276,18 @@ def _move(frames: np.ndarray, picture, mask, rng: np.random.Generator):
             by = 2 if n else 1
             corner = np.floor(place / by).astype(int)
             x, y = (place / by - corner) * by
-            size = [length // by for length in mask.size]
-            box = (-x, -y, size[0] * by - x, size[1] * by - y)
             canvas = Image.fromarray(plane)
-            shifted, shape = (_shifted(image, size, box) for image in (part, mask))
+            shifted, shape = (_shifted(image, by, x, y) for image in (part, mask))
             canvas.paste(shifted, tuple(corner.tolist()), shape)
             plane[:] = np.asarray(canvas)
 
 
-def _shifted(image, size: list[int], box: tuple):
-    """The box, which may begin before the image, at the size."""
+def _shifted(image, by: int, x: float, y: float):
+    """The image reduced by 1 or 2, its content moved right by x and down by y pixels of before."""
     from PIL import Image
 
-    left, top, right, bottom = box
-    matrix = ((right - left) / size[0], 0, left, 0, (bottom - top) / size[1], top)
-    return image.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    size = [length // by for length in image.size]
+    return image.transform(size, Image.Transform.AFFINE, (by, 0, -x, 0, by, -y), Image.Resampling.BILINEAR)
 
 
 def _film(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -317,8 +314,7 @@ def _film(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     frames = _each_plane(frames, film)
     if rng.random() < 0.3:
-        crf = f"{rng.uniform(14, 23):.3f}"
-        frames = transcode(frames, "libx264", {"preset": "veryfast", "crf": crf, "x264-params": "cpu-independent=1"})
+        frames = transcode(*_x264(frames, rng.uniform(14, 23)))
     return frames
 
 
@@ -824,8 +820,8 @@ def make(
 
     folder: made if need be. A set is only ever whole: until then its files are in `unfinished` there, and a run that
     was interrupted goes on, content by content. Processes that ask for the same set at once wait for the first.
-    size: "small" (16 contents and 48 collages, 716 clips), "full" (29, with two strengths of each kind, and 418
-        collages, 5,243 clips; of images no collages) or `Settings`
+    size: "small" (16 contents and 48 collages, 716 clips), "full" (29, with two strengths of each kind, and 618
+        collages, 7,443 clips; of images no collages) or `Settings`
     images: images in place of clips
     workers: contents made at the same time; the number of cores by default
     progress: called with (clips done, clips in all)

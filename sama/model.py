@@ -90,7 +90,12 @@ def load_model(
             )
         weights = DEFAULT_WEIGHTS
     built = build(weights, mode=mode)
-    headless = [name for name in built.report.missing if name.startswith(("head.", "strengths."))]
+    if any(name.startswith("statistics.") for name in built.report.missing):
+        raise NoWeightsError(
+            f"{weights} ({built.report.source}) was made by a version of this package whose nano models had no scene "
+            "statistics: it cannot be scored with any more; train again."
+        )
+    headless = [name for name in built.report.missing if name.startswith("head.")]
     if headless:
         raise NoWeightsError(
             f"{weights} ({built.report.source}) holds no quality head ({', '.join(headless)} missing): training can "

@@ -44,6 +44,7 @@ from sama.score import replace_file
 
 CONFIGS = Path(__file__).parent / "configs"
 WHITENING_FILES, WHITENING_FLOOR = 64, 1e-4  # the floor is below the power of an image's weakest component
+LEAST_DEVIATION = 0.01  # of a statistic, a logarithm
 MAY_CHANGE = {
     "out",
     "device",
@@ -79,14 +80,14 @@ def train(config: Config) -> dict[str, Any]:
         state.tensors = {}
     if config.compile:
         model.compile()
-    some_unused = config.optim.strengths_epochs > 0
+    some_unused = config.optim.statistics_epochs > 0
     parallel = DistributedDataParallel(model, find_unused_parameters=some_unused) if ranks.count > 1 else model
     log = Log(out, config, sets, feed, quiet=not ranks.first)
 
     finals = {}
     for epoch in range(state.epoch, config.optim.epochs):
         log.begin(epoch, state.batch)
-        model.without_tokens = ema.without_tokens = epoch < config.optim.strengths_epochs
+        model.without_tokens = ema.without_tokens = epoch < config.optim.statistics_epochs
         model.train()
         for batch in feed.epoch(epoch, start=state.batch):
             last = batch.index + 1 == len(feed)
@@ -216,7 +217,8 @@ def augment(x: Tensor) -> Tensor:
 def whiten(model: nn.Module, config: Config, items: Sequence[Item], ranks: Ranks):
     """Make the patch embedding a whitening of patches of `WHITENING_FILES` files: principal components of deviation 1.
     Of a nano model all of them with either sign, so that with the GELU their strengths are what goes on; else as many
-    as it has tokens' channels, from the strongest to the weakest at even steps."""
+    as it has tokens' channels, from the strongest to the weakest at even steps. A nano model's scene statistics are of
+    the same components, and are brought to mean 0 and deviation 1 over those files."""
     from sama.models.swin3d import cut_patches
 
     alone = Ranks(0, 1, ranks.device)
@@ -230,13 +232,17 @@ def whiten(model: nn.Module, config: Config, items: Sequence[Item], ranks: Ranks
     power, directions = torch.linalg.eigh(torch.cov(patches.T))
     weight = (directions / (power.clamp_min(0) + WHITENING_FLOOR).sqrt()).T
     mean = patches.mean(0)
-    embed, strengths = model.backbone.patch_embed, model.strengths
-    if strengths is not None:
-        strengths.proj.weight.copy_(weight)
-        strengths.proj.bias.copy_(-weight @ mean)
-        deviation, centre = torch.std_mean(torch.cat([strengths.statistics(clip) for clip in x.split(1)]), 0)
-        strengths.fc1.weight /= deviation + 1e-2
-        strengths.fc1.bias.copy_(-strengths.fc1.weight @ centre)
+    statistics = model.statistics
+    if statistics is not None:
+        statistics.proj.weight.copy_(weight)
+        statistics.proj.bias.copy_(-weight @ mean)
+        measured = torch.cat([statistics.measure(clip) for clip in x.split(1)])
+        deviation, centre = torch.std_mean(measured, 0, correction=0)
+        statistics.centre.copy_(centre)
+        statistics.deviation.copy_(deviation + LEAST_DEVIATION)
+    if model.backbone is None:
+        return
+    embed = model.backbone.patch_embed
     if embed.mix is None:
         weight = weight[torch.linspace(len(weight) - 1, 0, embed.proj.out_features).round().long()]
     else:
@@ -309,7 +315,7 @@ def make_model(config: Config) -> nn.Module:
             encodings = {"scale_bias": told.scale_bias, "scale_excitation": told.scale_excitation}
             steps = config.sampling.clip_len // 2
             grid = tuple(config.sampling.grid)
-            model = VideoQuality(told.size, grid=grid, scale_steps=steps, **encodings, **common)
+            model = VideoQuality(told.size, grid=grid, scale_steps=steps, tokens=told.tokens, **encodings, **common)
     if told.weights:
         print(load_weights(model, told.weights), file=sys.stderr)
     return model

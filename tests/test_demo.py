@@ -310,7 +310,7 @@ def test_cutouts_move_by_shares_of_a_pixel():
 
 
 def test_what_is_trained_on_is_filmed():
-    """Softer in some cases, sharper in others, with grain in some; what is measured on is left as it is."""
+    """Softer in some cases, sharper in others, with grain in some; what is validated and tested on is left as it is."""
     content = demo.CONTENTS["coffee"]
     still = demo._pan(demo.planes(demo.photograph(demo.locate(demo.SOURCES["coffee"]))), content, 2)
     assert np.array_equal(demo.pristine(content, 2), still)

@@ -110,11 +110,13 @@ def oracle(model, x):
             x = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], -1)
             x = F.linear(stage.downsample.norm(x), stage.downsample.reduction.weight)
     x = back.norm(x)
-    return model.head.fc_last(F.gelu(model.head.fc_hid(x)))[..., 0] + oracle_strengths(model.strengths, frames)
+    return model.head.fc_last(F.gelu(model.head.fc_hid(x)))[..., 0] + oracle_of_statistics(model.statistics, frames)
 
 
-def oracle_statistics(strengths, frames):
-    """Of one clip `[3, T, H, W]`: mean and deviation of every component's log strength, then the changes in order."""
+def oracle_measure(layers, frames):
+    """Of one clip `[3, T, H, W]`, whose last frame counts twice where T is odd: mean and deviation of every component's
+    log strength, then the changes in order."""
+    frames = frames if frames.shape[1] % 2 == 0 else torch.cat([frames, frames[:, -1:]], 1)
     _, length, height, width = frames.shape
     logs, changes = [], []
     for t in range(0, length, 2):
@@ -123,7 +125,7 @@ def oracle_statistics(strengths, frames):
             patch = torch.zeros(3, 2, 4, 4, dtype=frames.dtype)
             part = frames[:, t : t + 2, y : y + 4, x : x + 4]
             patch[:, : part.shape[1], : part.shape[2], : part.shape[3]] = part
-            logs.append((strengths.proj(patch.flatten()).abs() + 0.01).log())
+            logs.append((layers.proj(patch.flatten()).abs() + 0.01).log())
             apart.append((patch[:, 1] - patch[:, 0]).abs().mean())
         changes.append((torch.stack(apart).mean() + 0.001).log())
     logs, changes = torch.stack(logs).numpy(), torch.stack(changes).numpy()
@@ -131,8 +133,9 @@ def oracle_statistics(strengths, frames):
     return torch.from_numpy(np.concatenate([logs.mean(0), deviations, np.quantile(changes, np.arange(16) / 15)]))
 
 
-def oracle_strengths(strengths, frames):
-    return strengths.fc3(F.gelu(strengths.fc2(F.gelu(strengths.fc1(oracle_statistics(strengths, frames))))))
+def oracle_of_statistics(layers, frames):
+    measured = (oracle_measure(layers, frames) - layers.centre) / layers.deviation
+    return layers.fc3(F.gelu(layers.fc2(F.gelu(layers.fc1(measured)))))
 
 
 def oracle_attention(attn, x, *, shifted):
@@ -182,29 +185,62 @@ def test_any_size_matches_the_oracle(shape):
     assert error(model(x).detach(), expected) < 1e-10  # with gradients: in one piece, not by chunks
 
 
-def test_an_even_picture_has_strengths_and_gradients():
+def test_an_even_picture_has_statistics_and_gradients():
     """All black: no component varies, no frame differs from the next."""
-    strengths = swin3d.Strengths(dropout=0.0)
-    torch.nn.init.zeros_(strengths.proj.bias)
-    strengths(torch.zeros(2, 4, 3, 3, 96)).sum().backward()
-    assert all(p.grad.isfinite().all() for p in strengths.parameters())
+    layers = swin3d.SceneStatistics(dropout=0.0)
+    torch.nn.init.zeros_(layers.proj.bias)
+    layers(torch.zeros(2, 4, 3, 3, 96)).sum().backward()
+    assert all(p.grad.isfinite().all() for p in layers.parameters() if p.requires_grad)
     with torch.inference_mode():
-        statistics = strengths.statistics(torch.zeros(1, 4, 3, 3, 96))
+        statistics = layers.measure(torch.zeros(1, 4, 3, 3, 96))
     torch.testing.assert_close(statistics[0, :96], torch.full([96], math.log(0.01)))
     torch.testing.assert_close(statistics[0, 96:192], torch.full([96], 0.01))
     torch.testing.assert_close(statistics[0, 192:], torch.full([16], math.log(0.001)))
 
 
-def test_strengths_are_exact_under_autocast():
+def test_statistics_are_exact_under_autocast():
     """Components are small differences, which bfloat16 would drown in noise."""
-    strengths, x = (
-        swin3d.Strengths(dropout=0.0),
+    layers, x = (
+        swin3d.SceneStatistics(dropout=0.0),
         torch.randn(2, 4, 3, 3, 96, generator=torch.Generator().manual_seed(0)),
     )
     with torch.inference_mode():
-        expected = strengths(x)
+        expected = layers(x)
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(strengths(x), expected)
+            assert torch.equal(layers(x), expected)
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_a_still_clip_of_odd_length_has_no_change(frames):
+    model = VideoQuality("nano", tokens=False).eval()
+    still = clip(1, 3, 1, 16, 16).expand(-1, -1, frames, -1, -1)
+    even = clip(1, 3, 1, 16, 16).expand(-1, -1, frames + 1, -1, -1)
+    with torch.inference_mode():
+        assert torch.equal(model.score(still), model.score(even))
+
+
+def test_statistics_alone():
+    """Without tokens: the map is the statistics' score at every step of time; no backbone, no features."""
+    torch.manual_seed(0)
+    model, x = VideoQuality("nano", tokens=False).eval(), clip(2, 3, 6, 16, 24)
+    assert {name.partition(".")[0] for name in model.state_dict()} == {"statistics"}
+    with torch.inference_mode():
+        tokens = model(x)
+        expected = torch.cat([model.statistics(swin3d.cut_patches(one)) for one in x.split(1)])
+        assert tokens.shape == (2, 1, 3, 1, 1)
+        assert torch.equal(tokens[:, 0, :, 0, 0], expected[:, None].expand(-1, 3))
+    with pytest.raises(ValueError, match="no features of tokens"):
+        model.features(x)
+    with pytest.raises(ValueError, match="only a nano model has anything but tokens"):
+        VideoQuality("tiny", tokens=False)
+
+
+def test_half_precision_statistics():
+    layers, x = swin3d.SceneStatistics(dropout=0.0), clip(2, 4, 3, 3, 96)
+    with torch.inference_mode():
+        expected = layers(x)
+        assert layers.bfloat16()(x).dtype == torch.bfloat16
+        torch.testing.assert_close(layers(x).float(), expected, rtol=0, atol=0.1)
 
 
 def test_cut_patches_are_frames():
@@ -277,7 +313,7 @@ def gradients(model, x):
     model.zero_grad()
     torch.manual_seed(1)
     model.score(x).square().sum().backward()
-    return {name: p.grad for name, p in model.named_parameters()}
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
 def test_checkpointing_gives_the_same_gradients():
@@ -345,7 +381,7 @@ def test_compiles_in_one_graph(training):
     expected = gradients(model, x)
     model.zero_grad()
     compiled(x).mean((1, 2, 3, 4)).square().sum().backward()
-    assert max(error(p.grad, expected[name]) for name, p in model.named_parameters()) < 1e-4
+    assert max(error(p.grad, expected[name]) for name, p in model.named_parameters() if p.requires_grad) < 1e-4
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 5e-2), (torch.float16, 5e-3)], ids=str)
@@ -361,7 +397,7 @@ def test_autocast(dtype, tolerance):
     assert error(got, expected) < tolerance
     with torch.autocast("cpu", dtype):
         model.train().score(x).sum().backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("encoding", ["scale_bias", "scale_excitation"])

@@ -34,6 +34,7 @@ def weights(tmp_path_factory):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = VideoQuality("nano")
+        torch.nn.init.normal_(model.head.fc_last.weight)  # 0 at first: tokens would not count
     calibration = {"scale": "KoNViD-1k", "kind": "linear", "slope": 10.0, "intercept": 3.0}
     save_weights(model, path, metadata=SETTINGS | {"calibration": calibration})
     return path
@@ -111,6 +112,15 @@ def test_weights_without_a_head_are_not_scored_with(monkeypatch, weights):
     monkeypatch.setattr(sama.models, "build", lambda path, mode=None: built._replace(report=report))
     with pytest.raises(NoWeightsError, match=r"holds no quality head \(head.fc_hid.weight"):
         sama.load_model(weights, "cpu")
+
+
+def test_a_nano_model_without_scene_statistics_is_not_scored_with(weights, tmp_path):
+    """As earlier versions of the package made them."""
+    built = sama.models.build(weights)
+    built.model.statistics = None
+    save_weights(built.model, tmp_path / "old.safetensors", metadata=SETTINGS)
+    with pytest.raises(NoWeightsError, match="nano models had no scene statistics"):
+        sama.load_model(tmp_path / "old.safetensors", "cpu")
 
 
 def test_random_weights_are_always_the_same_and_named():

@@ -20,6 +20,7 @@ from PIL import Image
 import sama
 from sama import train as training
 from sama.config import Config, Data, LabelledSet, Model, Optim, Sampling, Sweep
+from sama.models import save_weights
 from sama.models.swin3d import cut_patches
 from sama.train import configure, make_model, rate, run, train
 
@@ -75,7 +76,7 @@ def test_it_overfits_eight_clips(labels, tmp_path):
         config(
             labels,
             tmp_path / "run",
-            optim={"epochs": 25, "batch": 8, "ema": 0.0},
+            optim={"epochs": 60, "batch": 8, "ema": 0.0},
             data=Data(labels=str(labels), train="train", val="train"),
         )
     )
@@ -121,7 +122,7 @@ def test_a_killed_run_goes_on_exactly(labels, tmp_path):
         *("--data.labels", str(labels), "--model.size", "nano", "--sampling.grid", "[2,2]"),
         *("--sampling.fragment", "[16,16]", "--sampling.clip_len", "4", "--sampling.interval", "1"),
         *("--sampling.num_clips", "1", "--optim.batch", "2", "--optim.epochs", "3", "--optim.backbone_lr", "1"),
-        *("--optim.strengths_epochs", "1"),
+        *("--optim.statistics_epochs", "1"),
         *("--device", "cpu", "--checkpoint_minutes", "0", "--workers", "1"),
     ]
     command = [sys.executable, "-m", "sama.train", *common]
@@ -157,46 +158,97 @@ def test_it_is_not_gone_on_with_other_settings(labels, tmp_path):
         train(config(labels, tmp_path / "run", seed=5, resume=True))
 
 
-@pytest.mark.parametrize("strengths_epochs", [0, 1])
-def test_two_ranks_are_one(labels, tmp_path, strengths_epochs):
-    """Same batches, losses over both ranks' parts: the same loss and gradients, but for the order of sums. Weights are
-    not compared: Adam's first steps are the gradients' signs, so that rounding shows."""
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import sys; from test_train import config; from sama.train import train\n"
-        "optim = {'batch': 8, 'epochs': 1, 'strengths_epochs': int(sys.argv[3])}\n"
-        "train(config(sys.argv[1], sys.argv[2], optim=optim))\n"
-    )
+def run_alone_and_as_two(script, arguments, tmp_path):
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    (tmp_path / "run.py").write_text(script)
     for name, command in (("one", [sys.executable]), ("two", launch)):
         done = subprocess.run(
-            [*command, str(script), str(labels), str(tmp_path / name), str(strengths_epochs)],
+            [*command, str(tmp_path / "run.py"), str(tmp_path / name), *map(str, arguments)],
             env=env,
             capture_output=True,
             text=True,
             timeout=300,
         )
         assert done.returncode == 0, done.stderr
-    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two")]
+    states = [torch.load(tmp_path / name / "last.pt", weights_only=True)["optimizer"] for name in ("one", "two")]
+    return reports, [state["state"] for state in states]
+
+
+def test_two_ranks_are_one(labels, tmp_path):
+    """Same batches, losses over both ranks' parts: the same loss and gradients, but for the order of sums. Weights are
+    not compared: Adam's first steps are the gradients' signs, so that rounding shows."""
+    model = make_model(config(labels, tmp_path))
+    torch.nn.init.normal_(model.head.fc_last.weight)  # 0 at first, and with it the backbone's gradients
+    save_weights(model, tmp_path / "start.safetensors", metadata={})
+    script = (
+        "import dataclasses, sys; from test_train import MODEL, config; from sama.train import train\n"
+        "model = dataclasses.replace(MODEL, weights=sys.argv[3])\n"
+        "train(config(sys.argv[2], sys.argv[1], model=model, optim={'batch': 8, 'epochs': 1}))\n"
+    )
+    arguments = (labels, tmp_path / "start.safetensors")
+    (one, two), (state, other) = run_alone_and_as_two(script, arguments, tmp_path)
     assert two["history"][0]["loss"] == pytest.approx(one["history"][0]["loss"], rel=1e-5)
-    one, two = (torch.load(tmp_path / name / "last.pt", weights_only=True)["optimizer"] for name in ("one", "two"))
-    for key, entry in one["state"].items():  # a tenth of the gradient, after one step
-        difference = (two["state"][key]["exp_avg"] - entry["exp_avg"]).norm()
-        assert difference <= 1e-4 * entry["exp_avg"].norm() + 1e-7
+    assert state.keys() == other.keys()
+    norms = {key: entry["exp_avg"].norm() for key, entry in state.items()}  # a tenth of the gradient, after one step
+    for key, norm in norms.items():
+        assert (other[key]["exp_avg"] - state[key]["exp_avg"]).norm() <= 1e-4 * norm + 1e-7
+    assert sum(norm > 1e-6 for norm in norms.values()) > 0.8 * len(norms)
 
 
-def test_the_first_epochs_train_the_strengths_alone(labels, tmp_path):
-    """The backbone and the tokens' head keep their initial weights for an epoch, then learn too."""
+def test_two_ranks_are_one_where_the_backbone_waits(labels, tmp_path):
+    """Its parameters have no gradient in the first epoch, on two ranks as on one: none decays, none has a state."""
+    script = (
+        "import sys; from test_train import config; from sama.train import train\n"
+        "train(config(sys.argv[2], sys.argv[1], optim={'batch': 8, 'epochs': 2, 'statistics_epochs': 1}))\n"
+    )
+    (one, two), (state, other) = run_alone_and_as_two(script, (labels,), tmp_path)
+    losses = [[entry["loss"] for entry in report["history"]] for report in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert {key: int(entry["step"]) for key, entry in state.items()} == {
+        key: int(entry["step"]) for key, entry in other.items()
+    }
+    assert {int(entry["step"]) for entry in state.values()} == {1, 2}
+
+
+def test_the_first_epochs_train_the_statistics_alone(labels, tmp_path):
+    """The backbone and the tokens' head keep their first weights for an epoch, in the average too; then they learn."""
     before = make_model(config(labels, tmp_path)).state_dict()
-    for epochs, changes in ((1, {"strengths"}), (2, {"strengths", "backbone", "head"})):
-        out = tmp_path / str(epochs)
-        train(config(labels, out, optim={"epochs": epochs, "strengths_epochs": 1}))
-        after = torch.load(out / "last.pt", weights_only=True)["model"]
-        changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
-        assert changed == changes
-    with pytest.raises(ValueError, match="strengths_epochs is for a nano video model"):
-        config(labels, tmp_path, model=Model(size="tiny"), optim={"strengths_epochs": 1})
+
+    def changed(epochs, statistics_epochs, part):
+        out = tmp_path / f"{epochs}-{statistics_epochs}"
+        if not out.exists():
+            optim = {"epochs": epochs, "statistics_epochs": statistics_epochs, "weight_decay": 0.0, "batch": 8}
+            train(config(labels, out, optim=optim))
+        after = torch.load(out / "last.pt", weights_only=True)[part]
+        return {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+    for part in ("model", "ema"):
+        assert changed(2, 1, part) == {"statistics", "head"}  # the one step of the second epoch; the head was 0
+        assert changed(3, 1, part) == {"statistics", "head", "backbone"}
+
+
+def test_settings_of_statistics_are_checked(labels, tmp_path):
+    with pytest.raises(ValueError, match="are for a nano video model"):
+        config(labels, tmp_path, model=Model(size="tiny"), optim={"statistics_epochs": 1})
+    with pytest.raises(ValueError, match="are for a nano video model"):
+        config(labels, tmp_path, model=Model(size="tiny", tokens=False))
+    with pytest.raises(ValueError, match=r"must be fewer than optim\.epochs, .* got 2 and 2"):
+        config(labels, tmp_path, optim={"statistics_epochs": 2})
+    with pytest.raises(ValueError, match="for a model that starts from random weights"):
+        config(labels, tmp_path, model=Model(size="nano", weights="some.pth"), optim={"statistics_epochs": 1})
+
+
+def test_statistics_alone_are_trained_and_score(labels, tmp_path):
+    told = config(labels, tmp_path / "run", model=dataclasses.replace(MODEL, tokens=False, whiten=True))
+    report = train(told)
+    model = sama.load_model(tmp_path / "run" / "last.safetensors", "cpu")
+    assert model.module.backbone is None
+    scored = json.loads((tmp_path / "run" / "val" / "report.json").read_text())
+    results = [model.score(path).score for path in scored["paths"]]
+    assert results == pytest.approx(scored["prediction"], abs=1e-6)
+    assert np.isfinite(report["history"][-1]["loss"])
 
 
 def test_accumulated_batches_make_one_step(labels, tmp_path):
@@ -262,7 +314,7 @@ def test_the_head_learns_at_the_full_rate(labels, tmp_path):
     told = config(labels, tmp_path, optim={"lr": 2.0, "backbone_lr": 0.1})
     head, rest = training.parameter_groups(make_model(told), told)
     assert (head["lr"], rest["lr"]) == (2.0, 0.2)
-    assert len(head["params"]) == 4 + 8  # of the tokens' head and of the strengths
+    assert len(head["params"]) == 4 + 8  # of the tokens' head and of the statistics
 
 
 def test_a_sweep_compares_samplings(labels, tmp_path):
@@ -294,7 +346,7 @@ def test_shipped_configs_are_whole():
         assert "Cost: " in text
         assert "Command: python -m sama.train" in text
     assert configure([]) == configure(["--config", "demo"])
-    assert configure(["--config=demo", "--optim.epochs", "3"]).optim.epochs == 3
+    assert configure(["--config=demo", "--optim.epochs", "9"]).optim.epochs == 9
 
 
 def test_what_is_told_wrongly_is_refused(capsys):
@@ -341,16 +393,13 @@ def test_a_whitened_embedding_gives_every_component_the_same_power(labels, tmp_p
     assert embedded.mean(0).abs().max() < 0.5
     assert 0.5 < strong.min() <= strong.max() < 2
     assert embedded.var(0).max() < 4
-    strengths = model.strengths
-    assert torch.equal(strengths.proj.weight, embed.proj.weight[:96])
-    statistics = strengths.statistics(x)  # a layer of weights for deviations of 1 about 0 has been made one for these
-    scale = torch.std(statistics, 0) + 1e-2
-    torch.testing.assert_close(
-        strengths.fc1(statistics),
-        (statistics - statistics.mean(0)) / scale @ (strengths.fc1.weight * scale).T,
-        rtol=0,
-        atol=1e-3,
-    )
+    layers = model.statistics
+    assert torch.equal(layers.proj.weight, embed.proj.weight[:96])
+    measured = layers.measure(x)
+    torch.testing.assert_close(layers.centre, measured.mean(0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(layers.deviation, measured.std(0, correction=0) + 0.01, rtol=1e-3, atol=1e-4)
+    training.whiten(model, told, items[:1], ranks)  # one clip: no deviation at all
+    torch.testing.assert_close(layers.deviation, torch.full_like(layers.deviation, 0.01), rtol=0, atol=1e-4)
 
 
 def test_a_wide_embedding_is_whitened_from_strong_to_weak(labels, tmp_path):
