@@ -310,7 +310,7 @@ def _film(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if grain:
             field = gaussian_filter(rng.standard_normal(plane.shape, np.float32), clump, truncate=3)
             plane += field * np.float32((0.5 if n else 1) * grain / field.std())
-        return plane
+        return np.clip(plane, 16, 240 if n else 235)
 
     frames = _each_plane(frames, film)
     if rng.random() < 0.3:

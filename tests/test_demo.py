@@ -326,6 +326,9 @@ def test_what_is_trained_on_is_filmed():
 
     taken = [demo._film(still, np.random.default_rng(seed)) for seed in range(12)]
     assert {(frames.shape, frames.dtype) for frames in taken} == {(still.shape, still.dtype)}
+    outside = [np.mean((luma < 16) | (luma > 235)) for luma in map(demo.luma, taken)]  # the limited range
+    assert np.median(outside) == 0
+    assert max(outside) < 0.02  # of a light compression
     sharpness = [detail(frames) / detail(still) for frames in taken]
     assert min(sharpness) < 0.9
     assert max(sharpness) > 1.1
