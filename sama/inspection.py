@@ -51,17 +51,10 @@ def draw(
         mosaics, values, seconds = [mosaic(inputs[0][:, None], 0)], maps.flatten(1).double().mean(1).tolist(), []
     else:
         picture, mosaics, maps, values, seconds = _watch(path, model, every_seconds, decoder)
-    spread = torch.stack([tokens.flatten().float() for tokens in maps])
-    low, high = spread.min().item(), spread.max().item()
-
     figure = Figure(figsize=(12, 7.2), layout="constrained")
     grid = figure.add_gridspec(2, 6, height_ratios=(3, 2))
     _picture(figure.add_subplot(grid[0, :3]), picture, "frame in the middle")
-    axis = figure.add_subplot(grid[0, 3:])
-    _picture(axis, picture, "quality map, mean over time")
-    mean_map = maps.float().mean(tuple(range(maps.ndim - 2)))
-    overlay = axis.imshow(quality_map(mean_map, *picture.shape[:2]), cmap=COLORS, vmin=low, vmax=high, alpha=0.5)
-    figure.colorbar(overlay, ax=axis, shrink=0.8, label="score of a token")
+    _map(figure, figure.add_subplot(grid[0, 3:]), picture, maps.float())
     _inputs(figure, grid[1, :3] if seconds else grid[1, :], mosaics)
     if seconds:
         _timeline(figure.add_subplot(grid[1, 3:]), seconds, values)
@@ -103,6 +96,17 @@ def _picture(axis, picture: np.ndarray, title: str):
     axis.imshow(picture)
     axis.set_title(title, fontsize=9)
     axis.set_axis_off()
+
+
+def _map(figure, axis, picture: np.ndarray, maps: torch.Tensor):
+    """maps: of clips, [..., h, w]; a model of scene statistics alone has one value for the whole picture."""
+    if maps.shape[-2:] == (1, 1):
+        return _picture(axis, picture, "no quality map: this model scores the picture as a whole")
+    _picture(axis, picture, "quality map, mean over time")
+    low, high = maps.min().item(), maps.max().item()
+    cells = quality_map(maps.flatten(0, -3).mean(0), *picture.shape[:2])
+    overlay = axis.imshow(cells, cmap=COLORS, vmin=low, vmax=high, alpha=0.5)
+    figure.colorbar(overlay, ax=axis, shrink=0.8, label="score of a token")
 
 
 def _inputs(figure, place, mosaics: list[np.ndarray]):

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib
 import media
 import numpy as np
 import pytest
@@ -393,6 +394,15 @@ def test_inspect_draws_a_page(weights, folder, tmp_path, form):
     else:
         assert "</svg>" in out.read_text()[-20:]
     assert command("inspect", folder / "empty.mp4", "--weights", weights, "-o", out) == 2
+
+
+def test_a_page_of_a_model_without_tokens_has_no_map(folder, tmp_path):
+    weights, out = tmp_path / "statistics.safetensors", tmp_path / "page.svg"
+    save_weights(VideoQuality("nano", tokens=False), weights, metadata=SETTINGS)
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        assert command("inspect", folder / "a.mp4", "--weights", weights, "-o", out) == 0
+    assert "no quality map" in out.read_text()
+    assert "score of a token" not in out.read_text()
 
 
 def test_quality_map_lies_on_its_cells():
