@@ -445,8 +445,9 @@ class PatchEmbed(nn.Module):
 
 
 class SceneStatistics(nn.Module):
-    """A score from how strong each component of the patches is: of its logarithm the mean and the deviation over the
-    clip, and how much the frames of a patch differ, at every `1 / (STEPS - 1)` of the order of time's steps.
+    """A score from how strong each component of the patches is. Of its logarithm: the mean and the deviation over each
+    third of the clip, whose scales differ, and how far the fragments' means lie apart. And how much the two frames of
+    a patch differ, at every `1 / (STEPS - 1)` of the order of time's steps.
 
     Such statistics of natural scenes tell degradation whatever the picture shows (Ruderman 1994; Mittal, Moorthy and
     Bovik 2012), and a network that learns from a few thousand clips does not find them by itself. `proj`, `centre` and
@@ -455,15 +456,19 @@ class SceneStatistics(nn.Module):
     """
 
     STEPS = 16
+    THIRDS = 3
     FLOOR = 0.01  # under a strength, where 1 is its deviation over all patches; under a difference a tenth of that
+    SAMPLES = 4  # measured at once, for the memory's sake
 
-    def __init__(self, *, dropout: float) -> None:
+    def __init__(self, *, grid: tuple[int, int], dropout: float) -> None:
         super().__init__()
+        self.grid = grid
         width = 3 * prod(PATCH)
+        count = (2 * self.THIRDS + 1) * width + self.STEPS
         self.proj = nn.Linear(width, width).requires_grad_(False)
-        self.register_buffer("centre", torch.zeros(2 * width + self.STEPS))
-        self.register_buffer("deviation", torch.ones(2 * width + self.STEPS))
-        self.fc1 = nn.Linear(2 * width + self.STEPS, 64)
+        self.register_buffer("centre", torch.zeros(count))
+        self.register_buffer("deviation", torch.ones(count))
+        self.fc1 = nn.Linear(count, 64)
         self.fc2 = nn.Linear(64, 64)
         self.fc3 = nn.Linear(64, 1)
         self.dropout = nn.Dropout(dropout)
@@ -476,17 +481,33 @@ class SceneStatistics(nn.Module):
             return self.fc3(F.gelu(self.fc2(x))).squeeze(-1)
 
     def measure(self, x: Tensor) -> Tensor:
-        """`[B, 2 * 96 + STEPS]` of patches."""
-        x = x.to(self.proj.weight.dtype)
-        strength = (self.proj(x).abs() + self.FLOOR).log().flatten(1, -2)
+        """`[B, 7 * 96 + STEPS]` of patches: of each third the means, then the deviations; the fragments' deviations;
+        the differences of frames."""
+        return torch.cat([self._measure(some.to(self.proj.weight.dtype)) for some in x.split(self.SAMPLES)])
+
+    def _measure(self, x: Tensor) -> Tensor:
+        strength = (self.proj(x).abs() + self.FLOOR).log()
+        told, length = [], x.shape[1]
+        for third in range(self.THIRDS):
+            first = min(round(third * length / self.THIRDS), length - 1)
+            last = max(round((third + 1) * length / self.THIRDS), first + 1)
+            told += _mean_and_deviation(strength[:, first:last].flatten(1, -2), self.FLOOR)
+        fragments = F.adaptive_avg_pool2d(strength.flatten(0, 1).permute(0, 3, 1, 2), self.grid).flatten(2)
+        apart = _mean_and_deviation(fragments.transpose(1, 2), self.FLOOR)[1]
+        told.append(apart.unflatten(0, (-1, length)).mean(1))
+
         first, second = x.unflatten(-1, (3, *PATCH)).unbind(-3)
         change = ((second - first).abs().flatten(2).mean(-1) + self.FLOOR / 10).log()  # [B, T]
         dtype = torch.promote_types(x.dtype, torch.float32)
         places = torch.linspace(0, 1, self.STEPS, dtype=dtype, device=x.device)
-        variance, mean = torch.var_mean(strength, 1, correction=0)
-        deviation = (variance + self.FLOOR**2).sqrt()  # an even picture has no variance, and the root no slope there
         quantiles = change.to(places.dtype).quantile(places, 1).T  # which wants float32 at least
-        return torch.cat([mean, deviation, quantiles.to(x.dtype)], 1)
+        return torch.cat([*told, quantiles.to(x.dtype)], 1)
+
+
+def _mean_and_deviation(x: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Of `[B, N, C]`, over N. An even picture has no variance, and without the floor the root has no slope there."""
+    variance, mean = torch.var_mean(x, 1, correction=0)
+    return mean, (variance + floor**2).sqrt()
 
 
 def cut_patches(x: Tensor) -> Tensor:
@@ -617,7 +638,7 @@ class VideoQuality(nn.Module):
             )
             self.head = TokenHead(self.backbone.width, dropout=dropout)
         if size == "nano":
-            self.statistics = SceneStatistics(dropout=dropout)
+            self.statistics = SceneStatistics(grid=tuple(grid), dropout=dropout)
         self.apply(partial(_initialise, narrow=size == "nano"))
         if tokens and size == "nano":
             nn.init.zeros_(self.head.fc_last.weight)  # the tokens add what the statistics do not tell

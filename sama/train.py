@@ -236,8 +236,7 @@ def whiten(model: nn.Module, config: Config, items: Sequence[Item], ranks: Ranks
     if statistics is not None:
         statistics.proj.weight.copy_(weight)
         statistics.proj.bias.copy_(-weight @ mean)
-        measured = torch.cat([statistics.measure(clip) for clip in x.split(1)])
-        deviation, centre = torch.std_mean(measured, 0, correction=0)
+        deviation, centre = torch.std_mean(statistics.measure(x), 0, correction=0)
         statistics.centre.copy_(centre)
         statistics.deviation.copy_(deviation + LEAST_DEVIATION)
     if model.backbone is None:

@@ -115,7 +115,7 @@ def oracle(model, x):
 
 def oracle_measure(layers, frames):
     """Of one clip `[3, T, H, W]`, whose last frame counts twice where T is odd: mean and deviation of every component's
-    log strength, then the changes in order."""
+    log strength in each third, the deviation between fragments, then the changes in order."""
     frames = frames if frames.shape[1] % 2 == 0 else torch.cat([frames, frames[:, -1:]], 1)
     _, length, height, width = frames.shape
     logs, changes = [], []
@@ -128,9 +128,29 @@ def oracle_measure(layers, frames):
             logs.append((layers.proj(patch.flatten()).abs() + 0.01).log())
             apart.append((patch[:, 1] - patch[:, 0]).abs().mean())
         changes.append((torch.stack(apart).mean() + 0.001).log())
-    logs, changes = torch.stack(logs).numpy(), torch.stack(changes).numpy()
-    deviations = np.sqrt(logs.var(0) + 1e-4)
-    return torch.from_numpy(np.concatenate([logs.mean(0), deviations, np.quantile(changes, np.arange(16) / 15)]))
+    steps, rows, columns = length // 2, math.ceil(height / 4), math.ceil(width / 4)
+    logs, changes = torch.stack(logs).view(steps, rows, columns, 96).numpy(), torch.stack(changes).numpy()
+
+    told = []
+    for third in THIRDS[steps]:
+        told += [logs[third].mean((0, 1, 2)), np.sqrt(logs[third].var((0, 1, 2)) + 1e-4)]
+    cells = [
+        [
+            slice(k * n // 7, math.ceil((k + 1) * n / 7)) for k in range(7)
+        ]  # of maps that seven do not divide, some twice
+        for n in (rows, columns)
+    ]
+    means = np.stack([logs[:, y, x].mean((1, 2)) for y, x in itertools.product(*cells)])
+    told.append(np.sqrt(means.var(0) + 1e-4).mean(0))
+    return torch.from_numpy(np.concatenate([*told, np.quantile(changes, np.arange(16) / 15)]))
+
+
+THIRDS = {  # of so many steps
+    1: [[0], [0], [0]],
+    3: [[0], [1], [2]],
+    9: [[0, 1, 2], [3, 4, 5], [6, 7, 8]],
+    13: [[0, 1, 2, 3], [4, 5, 6, 7, 8], [9, 10, 11, 12]],
+}
 
 
 def oracle_of_statistics(layers, frames):
@@ -187,23 +207,24 @@ def test_any_size_matches_the_oracle(shape):
 
 def test_an_even_picture_has_statistics_and_gradients():
     """All black: no component varies, no frame differs from the next."""
-    layers = swin3d.SceneStatistics(dropout=0.0)
+    layers = swin3d.SceneStatistics(grid=(7, 7), dropout=0.0)
     torch.nn.init.zeros_(layers.proj.bias)
     layers(torch.zeros(2, 4, 3, 3, 96)).sum().backward()
     assert all(p.grad.isfinite().all() for p in layers.parameters() if p.requires_grad)
     with torch.inference_mode():
         statistics = layers.measure(torch.zeros(1, 4, 3, 3, 96))
-    torch.testing.assert_close(statistics[0, :96], torch.full([96], math.log(0.01)))
-    torch.testing.assert_close(statistics[0, 96:192], torch.full([96], 0.01))
-    torch.testing.assert_close(statistics[0, 192:], torch.full([16], math.log(0.001)))
+    thirds, fragments, changes = statistics[0].split([3 * 2 * 96, 96, 16])
+    means, deviations = thirds.view(3, 2, 96).unbind(1)
+    torch.testing.assert_close(means, torch.full([3, 96], math.log(0.01)))
+    torch.testing.assert_close(deviations, torch.full([3, 96], 0.01))
+    torch.testing.assert_close(fragments, torch.full([96], 0.01))
+    torch.testing.assert_close(changes, torch.full([16], math.log(0.001)))
 
 
 def test_statistics_are_exact_under_autocast():
     """Components are small differences, which bfloat16 would drown in noise."""
-    layers, x = (
-        swin3d.SceneStatistics(dropout=0.0),
-        torch.randn(2, 4, 3, 3, 96, generator=torch.Generator().manual_seed(0)),
-    )
+    layers = swin3d.SceneStatistics(grid=(7, 7), dropout=0.0)
+    x = torch.randn(2, 4, 3, 3, 96, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = layers(x)
         with torch.autocast("cpu", torch.bfloat16):
@@ -236,7 +257,7 @@ def test_statistics_alone():
 
 
 def test_half_precision_statistics():
-    layers, x = swin3d.SceneStatistics(dropout=0.0), clip(2, 4, 3, 3, 96)
+    layers, x = swin3d.SceneStatistics(grid=(7, 7), dropout=0.0), clip(2, 4, 3, 3, 96)
     with torch.inference_mode():
         expected = layers(x)
         assert layers.bfloat16()(x).dtype == torch.bfloat16
