@@ -28,7 +28,7 @@ import sama
 from sama.frames import Clip
 from sama.kernels import reference
 
-FRAMES = 24  # four of each photograph
+FRAMES = 66  # eleven of each photograph; a clip takes 63
 MATRICES = {"bt601": Colorspace.ITU601, "bt709": Colorspace.ITU709}
 RANGES = {"limited": ColorRange.MPEG, "full": ColorRange.JPEG}
 
