@@ -42,9 +42,9 @@ class Log:
             sizes = ", ".join(f"{len(items)} {name}" for name, items in sets.items())
             print(f"{out}: {sizes}; {len(feed)} batches an epoch", file=sys.stderr)
 
-    def begin(self, epoch: int, batch: int):
-        """An epoch begins, at a batch."""
-        self.losses: list[float] = []
+    def begin(self, epoch: int, batch: int, losses: Sequence[float]):
+        """An epoch begins, or goes on at a batch after those with these losses."""
+        self.losses = [*losses]
         self.recent: list[tuple[float, float]] = []
         self.files, self.started = 0, time.perf_counter()
         self.started_whole = batch == 0
@@ -281,7 +281,8 @@ def median(values: Sequence[float | None]) -> float | None:
 
 
 def mean_interval(values: Sequence[float | None]) -> str:
-    """Mean and its 95 % interval (Student's t); of one value, itself; nothing where one does not exist."""
+    """Mean of correlations and its 95 % interval (Student's t, cut to -1..1); of one, itself; nothing where one does
+    not exist."""
     from scipy import stats
 
     if None in values or not values:
@@ -290,4 +291,4 @@ def mean_interval(values: Sequence[float | None]) -> str:
     if len(values) < 2:
         return f"{mean:.4f}"
     half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return f"{mean:.4f} ({mean - half:.3f} to {mean + half:.3f})"
+    return f"{mean:.4f} ({max(-1.0, mean - half):.3f} to {min(1.0, mean + half):.3f})"

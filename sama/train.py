@@ -86,7 +86,7 @@ def train(config: Config) -> dict[str, Any]:
 
     finals = {}
     for epoch in range(state.epoch, config.optim.epochs):
-        log.begin(epoch, state.batch)
+        log.begin(epoch, state.batch, state.losses)
         model.without_tokens = ema.without_tokens = epoch < config.optim.statistics_epochs
         model.train()
         for batch in feed.epoch(epoch, start=state.batch):
@@ -112,10 +112,9 @@ def train(config: Config) -> dict[str, Any]:
                 average(ema, model, config.optim.ema)
                 log.step(epoch, batch, norm, schedule.get_last_lr()[0])
                 if log.checkpoint_is_due() and not last:
-                    save_state(
-                        out, config, State(epoch, batch.index + 1, state.history), model, ema, optimizer, schedule
-                    )
-        state.batch = 0
+                    now = State(epoch, batch.index + 1, state.history, log.losses)
+                    save_state(out, config, now, model, ema, optimizer, schedule)
+        state.batch, state.losses = 0, []
 
         log.failures([failed for part in ranks.all(log.failed) for failed in part.items()])
         if sum(ranks.all(log.files)) == 0 and log.started_whole:
@@ -427,11 +426,13 @@ class Ranks:
 
 @dataclass
 class State:
-    """Where training is: the next batch, what became of the epochs before, and the tensors of a checkpoint."""
+    """Where training is: the next batch, what became of the epochs before, the losses of the batches before in its
+    epoch, and the tensors of a checkpoint."""
 
     epoch: int = 0
     batch: int = 0
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    losses: list[float] = dataclasses.field(default_factory=list)
     tensors: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -452,7 +453,7 @@ def read_state(out: Path, config: Config, ranks: Ranks) -> State:
     if saved["config"] != told(config):
         differing = [key for key in told(config) if saved["config"].get(key) != told(config)[key]]
         raise ValueError(f"{out} was trained with other settings of {', '.join(differing)}: give another --out")
-    return State(saved["epoch"], saved["batch"], saved["history"], saved)
+    return State(saved["epoch"], saved["batch"], saved["history"], saved.get("losses", []), saved)
 
 
 def save_state(out: Path, config: Config, state: State, model, ema, optimizer, schedule):
@@ -464,6 +465,7 @@ def save_state(out: Path, config: Config, state: State, model, ema, optimizer, s
             "epoch": state.epoch,
             "batch": state.batch,
             "history": state.history,
+            "losses": state.losses,
             "model": model.state_dict(),
             "ema": ema.state_dict(),
             "optimizer": optimizer.state_dict(),

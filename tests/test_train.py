@@ -150,6 +150,11 @@ def test_a_killed_run_goes_on_exactly(labels, tmp_path):
     )
     assert again.returncode == 0, again.stderr
     assert_equal_weights(tmp_path / "whole", out)
+    losses = [
+        [epoch["loss"] for epoch in json.loads((run / "report.json").read_text())["history"]]
+        for run in (tmp_path / "whole", out)
+    ]
+    assert losses[0] == losses[1]
 
 
 def test_it_is_not_gone_on_with_other_settings(labels, tmp_path):
