@@ -13,7 +13,7 @@ from sama.decode import DECODERS
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """A labelled set that is scored once training is over.
+    """A further labelled set to score.
 
     labels: label file; root: the folder its entries are relative to (None: its own); name: in the report
     """
@@ -35,8 +35,11 @@ class Data:
     split: "column" takes the label file's own column `split`; "protocol" a random 80/20 split by content; "all" trains
         on everything and validates on nothing
     split_number: of the protocol
-    train, val, test: names in the column `split`; whatever is named `test` is scored once training is over
-    tests: further sets to score at the end
+    train, val, test: names in the column `split`
+    tests: further sets, each by its name
+    validate: the sets that are scored each `evaluate_every` epochs, of "val", "test" and the names of `tests`; the
+        others are scored once training is over. The first of them chooses the best checkpoint and gives the
+        calibration. Test sets here are what published results do, whose best epochs flatter
     scale: what the labels' scale is called in the checkpoint's calibration; "" is the label file's name
     augment: mirror inputs and turn them over a diagonal
     """
@@ -51,6 +54,7 @@ class Data:
     val: str = "val"
     test: str = "test"
     tests: list[LabelledSet] = field(default_factory=list)
+    validate: list[str] = field(default_factory=lambda: ["val"])
     scale: str = ""
     augment: bool = False
 
@@ -102,10 +106,12 @@ class Sampling:
 class Optim:
     """The optimiser: AdamW.
 
-    batch: files in a step, over all ranks, before accumulation; accumulate: batches in a step of the optimiser
+    batch: files in a step, over all ranks, before accumulation; at least 2 videos, since their losses compare them
+    accumulate: batches in a step of the optimiser; the losses stay those of each batch
     statistics_epochs: so many of the first epochs train only a nano video model's `SceneStatistics`, which is quick
     lr: of all but the backbone; backbone_lr: times that, for the backbone
-    warmup_epochs: linear from 0; schedule after it: "cosine" to 0, or "constant"
+    warmup_epochs: of n steps, of which step k, from 0 on, has (k + 1) / (n + 1) of the rate
+    schedule: after the warm-up: "cosine" to 0, or "constant"
     clip_norm: gradients are scaled down to this norm; 0 does not
     ema: decay of the averaged weights, which are what is evaluated and kept; 0 averages nothing
     rank_weight: of the rank loss beside the PLCC loss, for videos
@@ -149,7 +155,8 @@ class Config:
     decoder: as `sama score --decoder`
     evaluate_every: epochs between two validations; the last epoch is always validated
     checkpoint_minutes: between two checkpoints within an epoch; each epoch ends with one
-    resume: go on from `out`'s last checkpoint, exactly, if there is one; otherwise `out` must be new
+    resume: go on from `out`'s last checkpoint, if there is one; otherwise `out` must be new. Exactly, on a CPU; another
+        number of ranks, device or decoder is allowed, and said
     """
 
     data: Data = field(default_factory=Data)
@@ -172,7 +179,7 @@ class Config:
         optim = self.optim
         for name, value, least in (
             ("optim.epochs", optim.epochs, 1),
-            ("optim.batch", optim.batch, 1),
+            ("optim.batch", optim.batch, 2 if self.model.kind == "video" else 1),
             ("optim.accumulate", optim.accumulate, 1),
             ("optim.statistics_epochs", optim.statistics_epochs, 0),
             ("evaluate_every", self.evaluate_every, 1),

@@ -221,12 +221,12 @@ class Feed:
     files: paths of videos, or of images with an `ImageSampler`
     sampler: its output's dtype and layout are the batches'
     labels: one a file
-    batch: files in a batch, on this rank
+    batch: files in a batch, over all ranks
     clip_len, num_clips, interval: as `sama.frame_indices`; of videos only
     train: draw the clip, the offsets, and for images flip and angle; shuffle files; leave out an incomplete last batch
         (the rest of a drawn order: another one in each epoch). Otherwise files come in order and all of them
     seed: of all draws
-    rank, ranks: this process takes its share of each batch of `batch * ranks` files
+    rank, ranks: this process takes its share of each batch; shares differ by one file where ranks do not divide it
     workers: files decoded at the same time; None is the number of cores, at most 16
     decoder: as `sama.open_video`
     device: where x and labels are to be
@@ -263,8 +263,11 @@ class Feed:
             raise ValueError(f"rank must be in 0..{ranks - 1}; got {rank}")
         if labels is not None and len(labels) != len(self.files):
             raise ValueError(f"labels must be one a file; got {len(labels)} for {len(self.files)} files")
-        if train and len(self.files) < ranks:
-            raise ValueError(f"training on {ranks} ranks needs as many files; got {len(self.files)}")
+        if train and min(len(self.files), batch) < ranks:
+            raise ValueError(
+                f"training on {ranks} ranks needs as many files, and batches as large; got {len(self.files)} files, "
+                f"batches of {batch}"
+            )
         self.images = isinstance(sampler, ImageSampler)
         if self.images and num_clips != 1:
             raise ValueError(f"an image has one clip; got num_clips={num_clips}")
@@ -281,28 +284,27 @@ class Feed:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        whole = self.batch * self.ranks
-        return max(1, len(self.files) // whole) if self.train else -(-len(self.files) // whole)
+        return max(1, len(self.files) // self.batch) if self.train else -(-len(self.files) // self.batch)
 
     def batches(self, epoch: int = 0) -> list[np.ndarray]:
         """Numbers of this rank's files in every batch of an epoch, int64."""
         order = np.arange(len(self.files))
         if self.train:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
-        whole = self.batch * self.ranks
-        parts = [order[k * whole : (k + 1) * whole] for k in range(len(self))]
+        parts = [order[k * self.batch : (k + 1) * self.batch] for k in range(len(self))]
         return [np.array_split(part, self.ranks)[self.rank] for part in parts]
 
     def epoch(self, epoch: int = 0, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from number `start` on."""
         batches = self.batches(epoch)[start:]
         jobs = [job for numbers in batches for job in self._jobs(numbers)]
+        share = -(-self.batch // self.ranks)
         produced = ahead(
             jobs,
             lambda job, ticket: self._produce(job, epoch, ticket),
             workers=1 if self.decoder == "dali" else self.workers,
-            jobs_ahead=2 if self.decoder == "dali" else self.batch + self.workers,
-            items_ahead=self.batch if self.decoder == "dali" else 1,
+            jobs_ahead=2 if self.decoder == "dali" else share + self.workers,
+            items_ahead=share if self.decoder == "dali" else 1,
             budget_bytes=self.budget_bytes,
             meter=self.meter,
         )

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +28,22 @@ RECENT = 256  # predictions that the progress bar's SROCC is over
 
 
 class Log:
-    """Progress of one run, in its folder. quiet: says and writes nothing (of all ranks but the first)."""
+    """Progress of one run, in its folder. failed: the files that could not be read, and why, before it went on; those
+    that follow are added. quiet: says and writes nothing (of all ranks but the first)."""
 
-    def __init__(self, out: Path, config: Config, sets: Mapping[str, Sequence[Item]], feed: Feed, *, quiet: bool):
+    def __init__(
+        self,
+        out: Path,
+        config: Config,
+        sets: Mapping[str, Sequence[Item]],
+        feed: Feed,
+        failed: dict[str, str],
+        *,
+        quiet: bool,
+    ):
         self.out, self.config, self.sets, self.feed, self.quiet = out, config, sets, feed, quiet
         self.saved = time.perf_counter()
-        self.failed: dict[str, str] = {}
+        self.failed = failed
         self.bar = self.board = None
         if not quiet:
             from torch.utils.tensorboard import SummaryWriter
@@ -44,7 +54,7 @@ class Log:
 
     def begin(self, epoch: int, batch: int, losses: Sequence[float]):
         """An epoch begins, or goes on at a batch after those with these losses."""
-        self.losses = [*losses]
+        self.losses, self.loss = [*losses], math.nan
         self.recent: list[tuple[float, float]] = []
         self.files, self.started = 0, time.perf_counter()
         self.started_whole = batch == 0
@@ -58,7 +68,9 @@ class Log:
     def batch(self, batch: Batch, loss, predictions: torch.Tensor, labels: torch.Tensor):
         """A batch went through; predictions and labels of all ranks."""
         self.failures(batch.failed)
-        self.losses.append(loss.item())
+        self.loss = loss.item()
+        if len(labels) > (1 if self.config.model.kind == "video" else 0):  # of fewer, nothing is learnt
+            self.losses.append(self.loss)
         self.files += len(labels)
         self.recent = [*self.recent, *zip(predictions.tolist(), labels.tolist())][-RECENT:]
 
@@ -67,13 +79,13 @@ class Log:
         if self.quiet:
             return
         at = epoch * len(self.feed) + batch.index
-        for name, value in (("loss", self.losses[-1]), ("gradient norm", float(norm)), ("learning rate", lr)):
+        for name, value in (("loss", self.loss), ("gradient norm", float(norm)), ("learning rate", lr)):
             self.board.add_scalar(f"train/{name}", value, at)
         self.bar.update(batch.index + 1 - self.bar.n)
         srocc = metrics(*zip(*self.recent)).srocc if self.recent else math.nan
         rate = self.files / (time.perf_counter() - self.started)
         self.bar.set_postfix_str(
-            f"loss {self.losses[-1]:.3f}, SROCC {srocc:.3f}, {rate:.2f} clips/s, waiting {self._waiting():.0%}"
+            f"loss {self.loss:.3f}, SROCC {srocc:.3f}, {rate:.2f} clips/s, waiting {self._waiting():.0%}"
         )
 
     def checkpoint_is_due(self) -> bool:
@@ -100,29 +112,33 @@ class Log:
             self.board.add_scalar("epoch/share of time waiting for data", record["waiting"], epoch)
         return record
 
-    def validate(self, epoch: int, scored: dict[str, Any]) -> dict[str, Any]:
-        """The validation set's metrics, for the record of an epoch."""
+    def validate(self, epoch: int, name: str, scored: dict[str, Any]) -> dict[str, float]:
+        """A validation set's metrics, for the record of an epoch. ValueError where none of its files could be read."""
         self.failures(scored["failed"])
-        result = asdict(metrics(*pairs(scored, self.sets["val"])))
+        if not scored["scores"]:
+            raise ValueError(f"none of the {len(self.sets[name])} files of the set {name!r} could be read")
+        result = asdict(metrics(*pairs(scored, self.sets[name])))
         if not self.quiet:
-            for name, value in result.items():
-                self.board.add_scalar(f"val/{name}", value, epoch)
+            for metric, value in result.items():
+                self.board.add_scalar(f"{name}/{metric}", value, epoch)
             loss = float(np.mean(self.losses)) if self.losses else math.nan
-            print(f"epoch {epoch + 1}: loss {loss:.4f}, val {Metrics(**result)}", file=sys.stderr)
-        return {"val": result}
+            print(f"epoch {epoch + 1}: loss {loss:.4f}, {name} {Metrics(**result)}", file=sys.stderr)
+        return result
 
     def report(self, history: list[dict[str, Any]], finals: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         """Write report.json and report.md, and each set's own report in its folder; the content of the first."""
         from sama.evaluate import plain, write_report
 
         self.board.close()
-        validated = [Metrics(**record["val"]) for record in history if "val" in record]
+        validations = [record["validation"] for record in history if "validation" in record]
+        names = validations[-1] if validations else ()
+        best = {name: asdict(published_best([Metrics(**one[name]) for one in validations])) for name in names}
         sets = {}
         for name, scored in finals.items():
+            self.failures(scored["failed"])
             evaluation = evaluate(scored, self.sets[name], f"{self.out.name}: {name}", self.config.seed)
             write_report(evaluation, self.out / name)
             sets[name] = summary(evaluation, self.sets[name])
-        best = asdict(published_best(validated)) if validated else None
         content = plain(
             {
                 "config": asdict(self.config),
@@ -223,14 +239,9 @@ def markdown(report: dict[str, Any]) -> str:
             f"{number(m['plcc'])} | {number(m['krocc'])} | {number(m['rmse'])} | "
             f"{number(within['srocc']) if within else ''} |"
         )
-    best = report["published_best_epoch_rule"]
-    if best:
-        said = ", ".join(f"{name.upper()} {number(value)}" for name, value in best.items())
-        lines += [
-            "",
-            "Best epoch on the validation set, each metric on its own, as published results are (it flatters):",
-        ]
-        lines += [f"{said}."]
+    for name, best in report["published_best_epoch_rule"].items():
+        said = ", ".join(f"{metric.upper()} {number(value)}" for metric, value in best.items())
+        lines += ["", f"Best epoch on {name}, each metric on its own, as published results are (it flatters): {said}."]
     for name, entry in report["sets"].items():
         if entry["kinds"]:
             lines += [
@@ -252,25 +263,40 @@ def number(value: float | None) -> str:
 
 
 def write_sweep(out: Path, names: Sequence[dict[str, Any]], reports: Sequence[dict[str, Any]]):
-    """The runs of a sweep in `sweep.json` and `sweep.md`: for each sampling the mean over runs, a 95 % interval of the
-    mean (Student's t) and, as the protocol has it, the median over splits."""
-    runs = [name | {"sets": r["sets"]} for name, r in zip(names, reports)]
+    """The runs of a sweep in `sweep.json` and `sweep.md`: for each sampling the mean over runs and a 95 % interval of
+    the mean (Student's t), and as the protocol has it the medians over runs, of the last epoch and of the best one."""
+    kept = ("sets", "published_best_epoch_rule")
+    runs = [name | {key: report[key] for key in kept} for name, report in zip(names, reports)]
     replace_file(out / "sweep.json", json.dumps(runs, indent=1).encode())
-    groups = defaultdict(list)
+    groups, bests = defaultdict(list), defaultdict(list)
     for run in runs:
-        for key, entry in run["sets"].items():
-            groups[run.get("sampling", "all runs"), key].append(entry)
+        sampling = run.get("sampling", "all runs")
+        for name, entry in run["sets"].items():
+            groups[sampling, name].append(entry)
+        for name, best in run["published_best_epoch_rule"].items():
+            bests[sampling, name].append(best)
     lines = [
-        "| sampling | set | runs | SROCC, mean (95 %) | median | PLCC, median | SROCC within a content, mean (95 %) |",
-        "|---|---|---|---|---|---|---|",
+        "| sampling | set | runs | SROCC, mean (95 %) | SROCC within a content, mean (95 %) |",
+        "|---|---|---|---|---|",
     ]
-    for (sampling, key), entries in groups.items():
-        srocc, plcc = ([entry["metrics"][metric] for entry in entries] for metric in ("srocc", "plcc"))
+    for (sampling, name), entries in groups.items():
+        srocc = [entry["metrics"]["srocc"] for entry in entries]
         inner = [entry["within"]["srocc"] for entry in entries if entry["within"]]
-        lines.append(
-            f"| {sampling} | {key} | {len(entries)} | {mean_interval(srocc)} | {number(median(srocc))} | "
-            f"{number(median(plcc))} | {mean_interval(inner)} |"
-        )
+        lines.append(f"| {sampling} | {name} | {len(entries)} | {mean_interval(srocc)} | {mean_interval(inner)} |")
+    metric_names = [field.name for field in fields(Metrics)]
+    lines += [
+        "",
+        "Medians over runs; the best epoch of each metric on its own is as published results are (it flatters):",
+        "",
+        f"| sampling | set | epoch | {' | '.join(name.upper() for name in metric_names)} |",
+        "|---|---|---|" + "---|" * len(metric_names),
+    ]
+    for key, entries in groups.items():
+        rules = {"last": [entry["metrics"] for entry in entries], "best": bests.get(key, [])}
+        for rule, found in rules.items():
+            if found:
+                cells = [number(median([one[name] for one in found])) for name in metric_names]
+                lines.append(f"| {key[0]} | {key[1]} | {rule} | {' | '.join(cells)} |")
     replace_file(out / "sweep.md", "\n".join([*lines, ""]).encode())
     print(out / "sweep.md", file=sys.stderr)
 

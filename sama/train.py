@@ -6,14 +6,15 @@ python -m sama.train --config mine.yaml --optim.epochs 5
 torchrun --nproc-per-node 8 -m sama.train --config lsvq    # batches shared among 8 GPUs, the losses over whole batches
 
 What is random depends on the seed, the place in training and, for dropout and augmentation, the rank, so a run that is
-killed and gone on with (`--resume true`) ends with the weights of one that was left alone. Batches are the same on any
-number of ranks.
+killed and gone on with (`--resume true`) ends with the weights of one that was left alone: to the bit on a CPU; on a
+GPU some sums are in no fixed order. Batches are the same on any number of ranks.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import io
 import itertools
 import json
@@ -37,7 +38,6 @@ from sama.data import Item, leakage, named_split, protocol_split, read_labels, w
 from sama.feed import Batch, Feed
 from sama.kernels.layout import PATCH
 from sama.losses import image_loss, video_loss
-from sama.metrics import linear_fit
 from sama.report import Log, write_sweep
 from sama.sampler import ImageSampler, VideoSampler
 from sama.score import replace_file
@@ -61,7 +61,8 @@ def train(config: Config) -> dict[str, Any]:
     ranks = Ranks.join(config.device)
     out = Path(config.out)
     sets = datasets(config)
-    state = read_state(out, config, ranks)
+    check_some_exist(sets)
+    state = read_state(out, config, sets, ranks)
 
     model = make_model(config).to(ranks.device)
     if config.model.whiten and not state.tensors:
@@ -69,7 +70,8 @@ def train(config: Config) -> dict[str, Any]:
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=config.optim.weight_decay)
     feed = make_feed(config, sets["train"], ranks, train=True)
-    validation = {name: make_feed(config, items, ranks) for name, items in sets.items() if name != "train"}
+    feeds = {name: make_feed(config, items, ranks) for name, items in sets.items() if name != "train"}
+    validated = [name for name in config.data.validate if name in feeds]
     steps_an_epoch = -(-len(feed) // config.optim.accumulate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps_an_epoch, config))
     if state.tensors:
@@ -82,7 +84,7 @@ def train(config: Config) -> dict[str, Any]:
         model.compile()
     some_unused = config.optim.statistics_epochs > 0
     parallel = DistributedDataParallel(model, find_unused_parameters=some_unused) if ranks.count > 1 else model
-    log = Log(out, config, sets, feed, quiet=not ranks.first)
+    log = Log(out, config, sets, feed, state.failed, quiet=not ranks.first)
 
     finals = {}
     for epoch in range(state.epoch, config.optim.epochs):
@@ -98,7 +100,7 @@ def train(config: Config) -> dict[str, Any]:
                     prediction = predict(parallel, batch, config, ranks)
                 everyones, labels = ranks.gather(prediction), ranks.gather(batch.labels)
                 loss = objective(everyones, labels, config)
-                (loss * ranks.count / config.optim.accumulate).backward()  # gradients are averaged over ranks
+                (loss * ranks.count / together(batch.index, len(feed), config)).backward()  # averaged over ranks
             log.batch(batch, loss, everyones, labels)
             if stepping:
                 norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf)
@@ -106,37 +108,39 @@ def train(config: Config) -> dict[str, Any]:
                     raise ValueError(
                         f"gradients are not finite in epoch {epoch + 1}, batch {batch.index + 1}: lower lr"
                     )
+                lr = schedule.get_last_lr()[0]
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
                 average(ema, model, config.optim.ema)
-                log.step(epoch, batch, norm, schedule.get_last_lr()[0])
+                log.step(epoch, batch, norm, lr)
                 if log.checkpoint_is_due() and not last:
-                    now = State(epoch, batch.index + 1, state.history, log.losses)
-                    save_state(out, config, now, model, ema, optimizer, schedule)
-        state.batch, state.losses = 0, []
+                    state.epoch, state.batch, state.losses = epoch, batch.index + 1, log.losses
+                    save_state(out, config, state, model, ema, optimizer, schedule)
+        state.epoch, state.batch, state.losses = epoch + 1, 0, []
 
         log.failures([failed for part in ranks.all(log.failed) for failed in part.items()])
         if sum(ranks.all(log.files)) == 0 and log.started_whole:
             raise ValueError(f"none of the {len(sets['train'])} training files could be read: {log.first_failure()}")
         final = epoch + 1 == config.optim.epochs
         record = log.end(epoch)
-        if "val" in validation and (final or (epoch + 1) % config.evaluate_every == 0):
-            scores = score_feed(ema, validation["val"], config, ranks)
-            record |= log.validate(epoch, scores)
+        if validated and (final or (epoch + 1) % config.evaluate_every == 0):
+            scores = {name: score_feed(ema, feeds[name], config, ranks) for name in validated}
+            record["validation"] = {name: log.validate(epoch, name, scores[name]) for name in validated}
             if final:
-                finals["val"] = scores
-            if ranks.first and is_best(record, state.history):
-                save_model(out / "best.safetensors", ema, config, sets["train"], record, scores, sets["val"])
+                finals = scores
+            if ranks.first and is_best(validated[0], record, state.history):
+                chosen = scores[validated[0]], sets[validated[0]]
+                save_model(out / "best.safetensors", ema, config, sets["train"], record, *chosen)
         state.history.append(record)
         if ranks.first:
-            save_state(out, config, State(epoch + 1, 0, state.history), model, ema, optimizer, schedule)
+            save_state(out, config, state, model, ema, optimizer, schedule)
 
-    finals = {name: finals.get(name) or score_feed(ema, validation[name], config, ranks) for name in validation}
+    finals = {name: finals.get(name) or score_feed(ema, feeds[name], config, ranks) for name in feeds}
     report = {}
     if ranks.first:
-        calibrating = (finals.get("val"), sets.get("val"))
-        save_model(out / "last.safetensors", ema, config, sets["train"], state.history[-1], *calibrating)
+        chosen = (finals[validated[0]], sets[validated[0]]) if validated else ()
+        save_model(out / "last.safetensors", ema, config, sets["train"], state.history[-1], *chosen)
         report = log.report(state.history, finals)
     ranks.leave()
     return report
@@ -145,7 +149,7 @@ def train(config: Config) -> dict[str, Any]:
 def predict(model: nn.Module, batch: Batch, config: Config, ranks: Ranks) -> Tensor:
     """The scores that go into the loss, float32 [B]: for clips summed over time, as published (SPEC of the losses)."""
     if batch.x is None:  # nothing could be read: the other ranks wait for this one's part all the same
-        shape = (1, 3, 1, 32, 32) if config.model.kind == "video" else (1, 3, 256, 256)
+        shape = (1, 3, config.sampling.clip_len, 32, 32) if config.model.kind == "video" else (1, 3, 256, 256)
         return model(torch.zeros(shape, device=ranks.device)).flatten()[:0].float()
     tokens = model(augment(batch.x) if config.data.augment else batch.x)
     if config.model.kind == "image":
@@ -162,8 +166,14 @@ def objective(prediction: Tensor, labels: Tensor, config: Config) -> Tensor:
     return video_loss(prediction, labels, config.optim.rank_weight)
 
 
+def together(index: int, batches: int, config: Config) -> int:
+    """How many batches make the optimiser's step that batch `index` of an epoch goes into: fewer at its end."""
+    count = config.optim.accumulate
+    return min(count, batches - index // count * count)
+
+
 def rate(step: int, steps_an_epoch: int, config: Config) -> float:
-    """Factor of the learning rate before step number `step`: linear warm-up from 0, then a cosine to 0, or constant."""
+    """Factor of the learning rate before step number `step`: linear warm-up, then a cosine to 0, or constant."""
     warm = config.optim.warmup_epochs * steps_an_epoch
     if step < warm:
         return (step + 1) / (warm + 1)
@@ -286,6 +296,13 @@ def datasets(config: Config) -> dict[str, list[Item]]:
                 raise ValueError(
                     f"{len(shared)} contents are in {data.train} and {data.test}: {', '.join([*shared][:5])}"
                 )
+            shared = leakage({"val": val, "test": sets["test"]})
+            if shared:
+                print(
+                    f"{len(shared)} contents are in {data.val}, which chooses the best checkpoint, and in {data.test}: "
+                    f"{', '.join([*shared][:5])}",
+                    file=sys.stderr,
+                )
     elif data.split == "protocol":
         train, val = protocol_split(items, data.split_number)
         sets = {"train": train, "val": val}
@@ -296,7 +313,25 @@ def datasets(config: Config) -> dict[str, list[Item]]:
         if name in sets:
             raise ValueError(f"two sets are called {name!r}: give each of data.tests a name of its own")
         sets[name] = read_labels(test.labels, test.root)
+        learnt = {os.path.realpath(item.path) for item in sets["train"]}
+        both = [item.path for item in sets[name] if os.path.realpath(item.path) in learnt]
+        if both:
+            raise ValueError(f"{len(both)} files of set {name!r} are in the training set too: {', '.join(both[:3])}")
+    known = sorted({*sets} - {"train"})
+    unknown = [name for name in data.validate if name not in (*known, "val")]
+    if unknown:
+        raise ValueError(f"data.validate names {', '.join(map(repr, unknown))}; the sets are {', '.join(known)}")
     return sets
+
+
+def check_some_exist(sets: dict[str, list[Item]]):
+    """ValueError for a set of which no file exists: most likely its root is wrong, which is to come out at once."""
+    for name, items in sets.items():
+        if not any(os.path.exists(item.path) for item in items):
+            raise ValueError(
+                f"none of the {len(items)} files of the set {name!r} exists, the first of them {items[0].path}: is the "
+                "root right (data.root, or that of data.tests)?"
+            )
 
 
 def make_model(config: Config) -> nn.Module:
@@ -329,13 +364,11 @@ def make_feed(config: Config, items: Sequence[Item], ranks: Ranks, *, train: boo
         fits = told.clip_len % 2 == 0 and all(size % 4 == 0 for size in told.fragment)
         sampler = VideoSampler(told.mode, **geometry, layout="patches" if fits else "video")
         clips = 1 if train else told.num_clips
-    if config.optim.batch % ranks.count:
-        raise ValueError(f"optim.batch ({config.optim.batch}) must be a multiple of the ranks ({ranks.count})")
     return Feed(
         [item.path for item in items],
         sampler,
         labels=[item.mos for item in items],
-        batch=config.optim.batch // ranks.count,
+        batch=config.optim.batch,
         clip_len=told.clip_len,
         num_clips=clips,
         interval=told.interval,
@@ -401,6 +434,8 @@ class Ranks:
         sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.count)]
         dist.all_gather(sizes, torch.tensor([len(values)], device=self.device))
         longest = max(int(size) for size in sizes)
+        if not longest:
+            return values
         padded = torch.zeros(longest, dtype=values.dtype, device=self.device)
         padded[: len(values)] = values.detach()
         parts = [torch.empty_like(padded) for _ in range(self.count)]
@@ -427,12 +462,16 @@ class Ranks:
 @dataclass
 class State:
     """Where training is: the next batch, what became of the epochs before, the losses of the batches before in its
-    epoch, and the tensors of a checkpoint."""
+    epoch, files that could not be read; what a run that goes on exactly has in common with the one before: a digest of
+    the sets, and on what it runs; and the tensors of a checkpoint."""
 
     epoch: int = 0
     batch: int = 0
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     losses: list[float] = dataclasses.field(default_factory=list)
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+    digest: str = ""
+    where: dict[str, Any] = dataclasses.field(default_factory=dict)
     tensors: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -441,19 +480,33 @@ def told(config: Config) -> dict[str, Any]:
     return {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key not in MAY_CHANGE}
 
 
-def read_state(out: Path, config: Config, ranks: Ranks) -> State:
-    """The state to go on from. ValueError where `out` holds a run and the config does not resume it, or is another."""
+def digest(sets: dict[str, list[Item]]) -> str:
+    """Changes with every file and label of the sets, and their order."""
+    said = {name: [(item.path, item.mos, item.group) for item in items] for name, items in sets.items()}
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+def read_state(out: Path, config: Config, sets: dict[str, list[Item]], ranks: Ranks) -> State:
+    """The state to go on from. ValueError where `out` holds a run and the config does not resume it, or it is one of
+    other settings or labels."""
     path = out / "last.pt"
+    where = {"ranks": ranks.count, "device": ranks.device.type, "decoder": config.decoder}
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
-        return State()
+        return State(digest=digest(sets), where=where)
     if not config.resume:
         raise ValueError(f"{out} holds a run already: --resume true goes on with it, or give another --out")
     saved = torch.load(path, map_location="cpu", weights_only=True)
     if saved["config"] != told(config):
         differing = [key for key in told(config) if saved["config"].get(key) != told(config)[key]]
         raise ValueError(f"{out} was trained with other settings of {', '.join(differing)}: give another --out")
-    return State(saved["epoch"], saved["batch"], saved["history"], saved.get("losses", []), saved)
+    if saved["digest"] != digest(sets):
+        raise ValueError(f"{out} was trained on other files or labels: the label file has changed; give another --out")
+    changed = [f"{key} {was}, now {where[key]}" for key, was in saved["where"].items() if was != where[key]]
+    if changed and ranks.first:
+        print(f"{out} goes on, but not exactly as it would have: {'; '.join(changed)}", file=sys.stderr)
+    names = ("epoch", "batch", "history", "losses", "failed", "digest")
+    return State(**{name: saved[name] for name in names}, where=where, tensors=saved)
 
 
 def save_state(out: Path, config: Config, state: State, model, ema, optimizer, schedule):
@@ -466,6 +519,9 @@ def save_state(out: Path, config: Config, state: State, model, ema, optimizer, s
             "batch": state.batch,
             "history": state.history,
             "losses": state.losses,
+            "failed": state.failed,
+            "digest": state.digest,
+            "where": state.where,
             "model": model.state_dict(),
             "ema": ema.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -479,7 +535,9 @@ def save_state(out: Path, config: Config, state: State, model, ema, optimizer, s
 def save_model(
     path: Path, ema, config: Config, trained_on: Sequence[Item], record: dict, scores=None, items: Sequence[Item] = ()
 ):
-    """The averaged weights as a checkpoint for `sama score`, calibrated on the validation set if there is one."""
+    """The averaged weights as a checkpoint for `sama score`, calibrated on the validation set if there is one, and its
+    labels do not run against the scores."""
+    from sama.evaluate import calibration
     from sama.models import save_weights
 
     scale = config.data.scale or (f"the demo set ({config.data.demo})" if config.data.demo else "")
@@ -487,24 +545,24 @@ def save_model(
     metadata = {
         **asdict(config.sampling),
         "data": {"labels": scale, "files": len(trained_on), "contents": len({item.group for item in trained_on})},
-        "training": {"epochs": record["epoch"] + 1, "seed": config.seed, "val": record.get("val")},
+        "training": {"epochs": record["epoch"] + 1, "seed": config.seed, "validation": record.get("validation")},
     }
     if config.model.kind == "image":
         metadata = {key: metadata[key] for key in ("mode", "grid", "fragment", "data", "training")}
     if scores and len(scores["scores"]) > 1:
         numbers = list(scores["scores"])
         try:
-            slope, intercept = linear_fit(list(scores["scores"].values()), [items[number].mos for number in numbers])
-            line = {"kind": "linear", "slope": slope, "intercept": intercept}
-            metadata["calibration"] = {"scale": scale, **line}
-        except ValueError:  # constant predictions
-            pass
+            labels = [items[number].mos for number in numbers]
+            metadata["calibration"] = calibration("linear", list(scores["scores"].values()), labels, scale)
+        except ValueError as error:
+            print(f"{path.name} has no calibration: {error}", file=sys.stderr)
     save_weights(ema, path, metadata=metadata)
 
 
-def is_best(record: dict[str, Any], history: list[dict[str, Any]]) -> bool:
-    """Whether no validation before had a higher SROCC."""
-    before, new = [entry["val"]["srocc"] for entry in history if "val" in entry], record["val"]["srocc"]
+def is_best(name: str, record: dict[str, Any], history: list[dict[str, Any]]) -> bool:
+    """Whether no validation on the set `name` before had a higher SROCC."""
+    before = [entry["validation"][name]["srocc"] for entry in history if "validation" in entry]
+    new = record["validation"][name]["srocc"]
     return not before or (new == new and not any(value >= new for value in before))
 
 
@@ -517,7 +575,7 @@ def parser():
     about = "Train a model. Without --config and --data.labels: the demo, which needs no data."
     names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
     main = ArgumentParser(prog="python -m sama.train", description=about, allow_abbrev=False)
-    main.add_argument("--config", action="config", help=f"a YAML file, or a shipped one: {names}")
+    main.add_argument("--config", action="config", help=f"a YAML file, or the name of a shipped one: {names}")
     main.add_class_arguments(Config)
     return main
 
@@ -531,7 +589,7 @@ def configure(arguments: Sequence[str]) -> Config:
     for k, argument in enumerate(arguments):
         name = argument.removeprefix("--config=") if argument.startswith("--config=") else argument
         after = argument.startswith("--config=") or (k and arguments[k - 1] == "--config")
-        if after and (CONFIGS / f"{name}.yaml").exists() and not os.path.exists(name):
+        if after and (CONFIGS / f"{name}.yaml").exists():
             shipped = str(CONFIGS / f"{name}.yaml")
             arguments[k] = f"--config={shipped}" if argument.startswith("--config=") else shipped
     main = parser()

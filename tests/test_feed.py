@@ -57,12 +57,23 @@ def test_an_epoch_is_taken_up_in_its_middle(files):
 
 
 def test_ranks_share_each_batch(files):
-    both = [Feed(files, small_sampler(), rank=rank, ranks=2, **SETTINGS | {"batch": 1}) for rank in range(2)]
+    both = [Feed(files, small_sampler(), rank=rank, ranks=2, **SETTINGS) for rank in range(2)]
     alone = Feed(files, small_sampler(), **SETTINGS)
     for parts, whole in zip(zip(*(feed.epoch() for feed in both)), alone.epoch(), strict=True):
         assert [name for part in parts for name in part.names] == whole.names
         x = torch.cat([part.x for part in parts if part.x is not None])
         assert torch.equal(x, whole.x)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_shares_of_a_batch_may_be_uneven(files, train):
+    """12 files over 8 ranks: four ranks take two, four take one, and together they are the batch of one rank."""
+    many = [*files, *files]
+    feeds = [Feed(many, small_sampler(), batch=12, rank=rank, ranks=8, train=train) for rank in range(8)]
+    alone = Feed(many, small_sampler(), batch=12, train=train)
+    for parts, whole in zip(zip(*(feed.batches(1) for feed in feeds)), alone.batches(1), strict=True):
+        assert np.concatenate(parts).tolist() == whole.tolist()
+    assert [len(feed.batches()[0]) for feed in feeds] == [2, 2, 2, 2, 1, 1, 1, 1]
 
 
 def test_epochs_differ_in_order_and_draws(files):
@@ -119,8 +130,10 @@ def test_wrong_settings_are_named(files):
         Feed(files, small_sampler(), labels=[1.0])
     with pytest.raises(ValueError, match=r"rank must be in 0\.\.1; got 2"):
         Feed(files, small_sampler(), rank=2, ranks=2)
-    with pytest.raises(ValueError, match="training on 9 ranks needs as many files; got 7"):
-        Feed(files, small_sampler(), ranks=9, train=True)
+    with pytest.raises(ValueError, match=r"training on 9 ranks needs as many files, .* got 7 files, batches of 12"):
+        Feed(files, small_sampler(), batch=12, ranks=9, train=True)
+    with pytest.raises(ValueError, match=r"training on 3 ranks .* got 7 files, batches of 2"):
+        Feed(files, small_sampler(), batch=2, ranks=3, train=True)
 
 
 def test_ahead_keeps_order_and_bounds():

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -157,6 +158,19 @@ def test_a_killed_run_goes_on_exactly(labels, tmp_path):
     assert losses[0] == losses[1]
 
 
+def test_other_labels_are_not_gone_on_with(labels, tmp_path, capsys):
+    """A label file that was changed would renumber the files, and with them every draw; another decoder is said."""
+    data = Data(labels=str(tmp_path / "labels.csv"), root=str(labels.parent))
+    (tmp_path / "labels.csv").write_text(labels.read_text())
+    told = config(labels, tmp_path / "run", data=data, resume=True, optim={"epochs": 1})
+    train(told)
+    train(dataclasses.replace(told, decoder="pyav"))
+    assert "goes on, but not exactly as it would have: decoder auto, now pyav" in capsys.readouterr().err
+    (tmp_path / "labels.csv").write_text(labels.read_text().replace(",93,", ",92,"))
+    with pytest.raises(ValueError, match="the label file has changed"):
+        train(told)
+
+
 def test_it_is_not_gone_on_with_other_settings(labels, tmp_path):
     train(config(labels, tmp_path / "run", optim={"epochs": 1}))
     with pytest.raises(ValueError, match="trained with other settings of optim, seed"):
@@ -256,14 +270,38 @@ def test_statistics_alone_are_trained_and_score(labels, tmp_path):
     assert np.isfinite(report["history"][-1]["loss"])
 
 
-def test_accumulated_batches_make_one_step(labels, tmp_path):
-    """Two batches of 4, image loss: the mean of their gradients is that of the batch of 8, to which one step leads."""
-    image = {"model": dataclasses.replace(MODEL)}
-    train(config(labels, tmp_path / "a", optim={"batch": 4, "accumulate": 2, "epochs": 1, "rank_weight": 0.0}, **image))
-    saved = torch.load(tmp_path / "a" / "last.pt", weights_only=True)
-    steps = {int(entry["step"]) for entry in saved["optimizer"]["state"].values()}
-    assert steps == {1}
-    assert saved["schedule"]["last_epoch"] == 1
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Ten pictures of noise, the noisier the worse; eight are for training, two for validation."""
+    root, rng, lines = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0), ["path,mos,split"]
+    for k in range(10):
+        picture = np.clip(128 + 12 * k * rng.standard_normal((90 + k, 120, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(picture).save(root / f"{k}.png")
+        lines.append(f"{k}.png,{9 - k},{'val' if k in (1, 4) else 'train'}")
+    (root / "labels.csv").write_text("\n".join(lines))
+    return root / "labels.csv"
+
+
+@pytest.mark.parametrize(("batch", "accumulate"), [(4, 2), (2, 5)])
+def test_accumulated_batches_make_one_step(pictures, tmp_path, batch, accumulate):
+    """The image loss is a mean over items: the mean of the batches' gradients is that of the batch of 8. So it is where
+    fewer batches are left than are to be accumulated."""
+    moments = {}
+    for name, optim in {"whole": {"batch": 8}, "parts": {"batch": batch, "accumulate": accumulate}}.items():
+        image = {
+            "data": Data(labels=str(pictures)),
+            "model": Model(kind="image", size="nano", dropout=0.0, drop_path=0.0),
+            "sampling": Sampling(grid=(8, 8), fragment=(32, 32)),
+        }
+        train(config(pictures, tmp_path / name, optim=optim | {"epochs": 1}, **image))
+        saved = torch.load(tmp_path / name / "last.pt", weights_only=True)
+        assert {int(entry["step"]) for entry in saved["optimizer"]["state"].values()} == {1}
+        assert saved["schedule"]["last_epoch"] == 1
+        moments[name] = {key: entry["exp_avg"] for key, entry in saved["optimizer"]["state"].items()}
+    norms = {key: whole.norm() for key, whole in moments["whole"].items()}  # a tenth of the gradient
+    for key, norm in norms.items():
+        assert (moments["parts"][key] - moments["whole"][key]).norm() <= 1e-4 * norm + 1e-7
+    assert sum(norm > 1e-6 for norm in norms.values()) > 0.3 * len(norms)  # residual branches start at zero
 
 
 def test_files_that_fail_are_named_and_left_out(labels, tmp_path):
@@ -279,6 +317,43 @@ def test_files_that_fail_are_named_and_left_out(labels, tmp_path):
     assert {Path(path).name for path in report["failed"]} == {"missing.mp4", "damaged.mp4"}
     assert all(math.isfinite(record["loss"]) for record in report["history"])
     assert "missing.mp4: no such file" in (tmp_path / "run" / "report.md").read_text()
+
+
+UNREADABLE_SCRIPT = """
+import dataclasses, sys
+from test_train import MODEL, config
+from sama.train import train
+model = dataclasses.replace(MODEL, scale_bias=True, scale_excitation=True)
+train(config(sys.argv[2], sys.argv[1], model=model, optim={'batch': 2, 'epochs': 1}, checkpoint_minutes=0))
+"""
+
+
+def test_batches_of_which_nothing_can_be_read(labels, tmp_path):
+    """Of four batches of two files the first has none; on two ranks the second rank has none of the third either."""
+    told = config(labels, tmp_path / "out", optim={"batch": 2})
+    items = training.datasets(told)["train"]
+    feed = training.make_feed(told, items, training.Ranks(0, 1, torch.device("cpu")), train=True)
+    first, _, third, _ = feed.batches(0)
+    damaged = {Path(items[n].path).name for n in (*first, third[1])}
+    for item in training.read_labels(labels):
+        name = Path(item.path).name
+        content = Path(item.path).read_bytes()
+        (tmp_path / name).write_bytes(content[:200] if name in damaged else content)
+    (tmp_path / "labels.csv").write_text(labels.read_text())
+    reports, states = run_alone_and_as_two(UNREADABLE_SCRIPT, (tmp_path / "labels.csv",), tmp_path)
+    for report in reports:
+        assert {Path(path).name for path in report["failed"]} == damaged
+        assert 0 < report["history"][0]["loss"] < 1
+    assert reports[0]["history"][0]["loss"] == pytest.approx(reports[1]["history"][0]["loss"], rel=1e-2)
+    assert {int(entry["step"]) for state in states for entry in state.values()} == {4}
+
+
+def test_files_that_failed_before_a_resume_stay_named(labels, tmp_path):
+    text = labels.read_text() + "missing.mp4,50,99,train\n"
+    (labels.parent / "more.csv").write_text(text)
+    told = config(labels.parent / "more.csv", tmp_path / "run", resume=True, optim={"epochs": 1, "batch": 9})
+    for _ in range(2):  # the second has nothing left to train
+        assert [Path(path).name for path in train(told)["failed"]] == ["missing.mp4"]
 
 
 def test_labels_that_are_no_numbers_are_refused(labels, tmp_path):
@@ -322,6 +397,44 @@ def test_the_head_learns_at_the_full_rate(labels, tmp_path):
     assert len(head["params"]) == 4 + 8  # of the tokens' head and of the statistics
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_calibration_does_not_turn_the_order_around(labels, tmp_path, capsys, sign):
+    """Scores that rise with the labels get a line onto their scale; those that fall get none, and that is said."""
+    told = config(labels, tmp_path)
+    items = training.datasets(told)["val"]
+    scores = {"scores": {n: 0.1 * sign * item.mos for n, item in enumerate(items)}}
+    path = tmp_path / "model.safetensors"
+    training.save_model(path, make_model(told), told, items, {"epoch": 0}, scores, items)
+    line = sama.load_model(path, "cpu").metadata.get("calibration")
+    if sign > 0:
+        assert (line["slope"], line["intercept"]) == (pytest.approx(10), pytest.approx(0, abs=1e-6))
+    else:
+        assert line is None
+        assert "model.safetensors has no calibration: scores run against the labels" in capsys.readouterr().err
+
+
+def test_test_sets_can_be_validated_on_as_published(labels, tmp_path):
+    """Split "all", as LSVQ: each epoch is scored on both further sets, the first chooses the best."""
+    rows = labels.read_text().splitlines()
+    for name, keep in (("a", ("train",)), ("b", ("val",)), ("c", ("test",))):
+        chosen = [row for row in rows[1:] if row.rpartition(",")[2] in keep]
+        (labels.parent / f"{name}.csv").write_text("\n".join([rows[0], *chosen]))
+    a, b, c = (str(labels.parent / f"{name}.csv") for name in "abc")
+    data = Data(labels=a, split="all", tests=[LabelledSet(b), LabelledSet(c)], validate=["b", "c"])
+    report = train(config(a, tmp_path / "run", data=data))
+    assert [sorted(record["validation"]) for record in report["history"]] == [["b", "c"], ["b", "c"]]
+    assert sorted(report["published_best_epoch_rule"]) == ["b", "c"]
+    for name, best in report["published_best_epoch_rule"].items():
+        assert best["srocc"] == max(record["validation"][name]["srocc"] for record in report["history"])
+        assert f"Best epoch on {name}" in (tmp_path / "run" / "report.md").read_text()
+    assert (tmp_path / "run" / "best.safetensors").exists()
+    for wrong in (["d"], ["train"]):
+        with pytest.raises(ValueError, match=f"data.validate names '{wrong[0]}'; the sets are b, c"):
+            training.datasets(config(a, tmp_path, data=dataclasses.replace(data, validate=wrong)))
+    with pytest.raises(ValueError, match="8 files of set 'again' are in the training set too"):
+        training.datasets(config(a, tmp_path, data=dataclasses.replace(data, tests=[LabelledSet(a, name="again")])))
+
+
 def test_a_sweep_compares_samplings(labels, tmp_path):
     told = config(
         labels,
@@ -336,12 +449,15 @@ def test_a_sweep_compares_samplings(labels, tmp_path):
     table = (tmp_path / "sweep" / "sweep.md").read_text()
     assert "| sama | test | 2 |" in table
     assert "| resize 1x1 32x32 | val | 2 |" in table
+    assert "| sama | val | best |" in table
+    assert "| sama | test | last |" in table
+    assert "| sama | test | best |" not in table  # it was scored at the end alone
     with pytest.raises(ValueError, match=r"sweep\.samplings takes"):
         training.parse_sampling("resize 1x1", told)
 
 
-def test_shipped_configs_are_whole():
-    """Every one is parsed, says at its top what it costs and how it is run, and that command names it."""
+def test_shipped_configs_are_whole(tmp_path, monkeypatch):
+    """Every one is parsed, says at its top what it costs and gives and how it is run, and that command names it."""
     names = sorted(path.stem for path in training.CONFIGS.glob("*.yaml"))
     assert "demo" in names
     for name in names:
@@ -349,17 +465,42 @@ def test_shipped_configs_are_whole():
         assert isinstance(told, Config)
         text = (training.CONFIGS / f"{name}.yaml").read_text()
         assert "Cost: " in text
-        assert "Command: python -m sama.train" in text
+        assert "Expected" in text or "Result" in text
+        assert re.search(r"Command: python -m sama.train" + ("\n" if name == "demo" else f" --config {name}\\b"), text)
     assert configure([]) == configure(["--config", "demo"])
     assert configure(["--config=demo", "--optim.epochs", "9"]).optim.epochs == 9
+    lsvq = configure(["--config", "lsvq"]).data
+    assert ([one.name for one in lsvq.tests], lsvq.validate) == (["test", "1080p"], ["test", "1080p"])
+    other = configure(["--config", "lsvq", "--data.tests", "[{labels: F, root: D, name: test}]"])
+    assert other.data.tests == [LabelledSet("F", "D", "test")]
+    (tmp_path / "demo").mkdir()  # a folder of that name is in nobody's way
+    monkeypatch.chdir(tmp_path)
+    assert configure([]).data.demo == "small"
 
 
-def test_what_is_told_wrongly_is_refused(capsys):
+def test_shipped_batches_are_shared_by_eight_ranks():
+    """As the README's command has it."""
+    for path in training.CONFIGS.glob("*.yaml"):
+        told = configure(["--config", path.stem])
+        items = [training.Item(f"{k}.mp4", 0.0, str(k)) for k in range(99)]
+        shares = [
+            training.make_feed(told, items, training.Ranks(k, 8, torch.device("cpu")), train=True) for k in (0, 7)
+        ]
+        assert all(len(share.batches()[0]) > 0 for share in shares)
+
+
+def test_what_is_told_wrongly_is_refused(tmp_path, capsys):
     for arguments in (["--optim.epoch", "3"], ["--optim.epochs", "many"], ["--config", "none.yaml"]):
         with pytest.raises(SystemExit):
             configure(["--data.demo", "small", *arguments])
     with pytest.raises(ValueError, match=r"optim\.epochs must be at least 1; got 0"):
         Config(data=Data(demo="small"), optim=Optim(epochs=0))
+    with pytest.raises(ValueError, match=r"optim\.batch must be at least 2; got 1"):  # of videos: losses compare them
+        Config(data=Data(demo="small"), optim=Optim(batch=1))
+    assert Config(data=Data(demo="small"), model=Model(kind="image"), optim=Optim(batch=1)).optim.batch == 1
+    (tmp_path / "mine.yaml").write_text("optim: {epoch: 3}\ndata: {demo: small}\n")
+    with pytest.raises(SystemExit):
+        configure(["--config", str(tmp_path / "mine.yaml")])
     with pytest.raises(ValueError, match=r"one of them; got data\.labels='', data\.demo=''"):
         Config()
 
@@ -424,20 +565,13 @@ def test_a_wide_embedding_is_whitened_from_strong_to_weak(labels, tmp_path):
         dataclasses.replace(told, model=Model(weights="some.pth", whiten=True))
 
 
-def test_images_are_trained_on(tmp_path):
-    """Six pictures of noise, two epochs of one step; the checkpoint scores as the report says."""
-    rng = np.random.default_rng(0)
-    lines = ["path,mos,split"]
-    for k in range(6):
-        picture = np.clip(128 + 20 * k * rng.standard_normal((90 + k, 120, 3)), 0, 255).astype(np.uint8)
-        Image.fromarray(picture).save(tmp_path / f"{k}.png")
-        lines.append(f"{k}.png,{5 - k},{'val' if k in (1, 4) else 'train'}")
-    (tmp_path / "labels.csv").write_text("\n".join(lines))
+def test_images_are_trained_on(pictures, tmp_path):
+    """Two epochs of two steps; the checkpoint scores as the report says."""
     report = train(
         config(
-            tmp_path / "labels.csv",
+            pictures,
             tmp_path / "run",
-            data=Data(labels=str(tmp_path / "labels.csv"), augment=True),
+            data=Data(labels=str(pictures), augment=True),
             model=Model(kind="image", size="nano"),
             sampling=Sampling(grid=(8, 8), fragment=(32, 32)),
         )
@@ -451,8 +585,16 @@ def test_images_are_trained_on(tmp_path):
 
 def test_a_run_that_can_read_nothing_is_an_error(labels, tmp_path):
     (tmp_path / "labels.csv").write_text("path,mos,split\na.mp4,1,train\nb.mp4,2,train\nc.mp4,3,val\n")
-    with pytest.raises(ValueError, match=r"none of the 2 training files could be read: .*no such file"):
+    with pytest.raises(ValueError, match=r"none of the 2 files of the set 'train' exists, the first of them .*a\.mp4"):
         train(config(tmp_path / "labels.csv", tmp_path / "run"))
+    for name in "abc":
+        (tmp_path / f"{name}.mp4").write_bytes(b"no video")
+    with pytest.raises(ValueError, match=r"none of the 2 training files could be read: "):
+        train(config(tmp_path / "labels.csv", tmp_path / "run"))
+    for name in "ab":
+        (tmp_path / f"{name}.mp4").write_bytes((labels.parent / "0.mp4").read_bytes())
+    with pytest.raises(ValueError, match=r"none of the 1 files of the set 'val' could be read"):
+        train(config(tmp_path / "labels.csv", tmp_path / "again"))
 
 
 def test_sets_do_not_replace_or_leak_into_each_other(labels, tmp_path):
@@ -465,11 +607,11 @@ def test_sets_do_not_replace_or_leak_into_each_other(labels, tmp_path):
 
 
 def test_the_best_epoch_is_one_that_exists():
-    nan, good = {"val": {"srocc": math.nan}}, {"val": {"srocc": 0.5}}
-    assert training.is_best(good, [])
-    assert not training.is_best(nan, [good])
-    assert training.is_best(good, [nan])
-    assert not training.is_best(good, [good])
+    nan, good = ({"validation": {"val": {"srocc": value}}} for value in (math.nan, 0.5))
+    assert training.is_best("val", good, [])
+    assert not training.is_best("val", nan, [good])
+    assert training.is_best("val", good, [nan])
+    assert not training.is_best("val", good, [good])
 
 
 def test_mistakes_are_said_in_a_line(capsys):
