@@ -304,6 +304,21 @@ def test_accumulated_batches_make_one_step(pictures, tmp_path, batch, accumulate
     assert sum(norm > 1e-6 for norm in norms.values()) > 0.3 * len(norms)  # residual branches start at zero
 
 
+def test_gradients_are_clipped_and_those_in_bfloat16_are_near(labels, tmp_path):
+    """After one step Adam's first moment is a tenth of the gradient."""
+
+    def gradient(name, clip_norm=0.0, **changes):
+        optim = {"batch": 8, "epochs": 1, "clip_norm": clip_norm}
+        train(config(labels, tmp_path / name, optim=optim, **changes))
+        state = torch.load(tmp_path / name / "last.pt", weights_only=True)["optimizer"]["state"]
+        return 10 * torch.cat([entry["exp_avg"].flatten() for entry in state.values()])
+
+    plain, clipped, bfloat16 = gradient("a"), gradient("b", clip_norm=1e-3), gradient("c", dtype="bfloat16")
+    assert plain.norm() > 1e-2
+    torch.testing.assert_close(clipped, plain * (1e-3 / plain.norm()), rtol=1e-3, atol=1e-8)
+    assert 0 < (bfloat16 - plain).norm() < 0.1 * plain.norm()
+
+
 def test_files_that_fail_are_named_and_left_out(labels, tmp_path):
     rows = labels.read_text().splitlines()
     for name in ("missing.mp4", "damaged.mp4"):
