@@ -42,6 +42,8 @@ class Data:
         calibration. Test sets here are what published results do, whose best epochs flatter
     scale: what the labels' scale is called in the checkpoint's calibration; "" is the label file's name
     augment: mirror inputs and turn them over a diagonal
+    standardise: learn from the training labels brought to mean 0 and deviation 1: an image model that starts from
+        random weights would spend its time on finding their scale; the calibration brings scores back to it
     """
 
     labels: str = ""
@@ -57,6 +59,7 @@ class Data:
     validate: list[str] = field(default_factory=lambda: ["val"])
     scale: str = ""
     augment: bool = False
+    standardise: bool = False
 
 
 @dataclass(frozen=True)

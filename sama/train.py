@@ -364,10 +364,13 @@ def make_feed(config: Config, items: Sequence[Item], ranks: Ranks, *, train: boo
         fits = told.clip_len % 2 == 0 and all(size % 4 == 0 for size in told.fragment)
         sampler = VideoSampler(told.mode, **geometry, layout="patches" if fits else "video")
         clips = 1 if train else told.num_clips
+    labels = np.array([item.mos for item in items])
+    if train and config.data.standardise:
+        labels = (labels - labels.mean()) / (labels.std() or 1.0)
     return Feed(
         [item.path for item in items],
         sampler,
-        labels=[item.mos for item in items],
+        labels=labels,
         batch=config.optim.batch,
         clip_len=told.clip_len,
         num_clips=clips,

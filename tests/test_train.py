@@ -580,13 +580,24 @@ def test_a_wide_embedding_is_whitened_from_strong_to_weak(labels, tmp_path):
         dataclasses.replace(told, model=Model(weights="some.pth", whiten=True))
 
 
+def test_labels_are_standardised_for_training_alone(labels, tmp_path):
+    told = config(labels, tmp_path, data=Data(labels=str(labels), standardise=True))
+    sets, ranks = training.datasets(told), training.Ranks(0, 1, torch.device("cpu"))
+    learnt = training.make_feed(told, sets["train"], ranks, train=True).labels
+    plain = np.array([item.mos for item in sets["train"]])
+    np.testing.assert_allclose(learnt, (plain - plain.mean()) / plain.std(), atol=1e-6)
+    same = training.make_feed(told, [dataclasses.replace(item, mos=5) for item in sets["train"]], ranks, train=True)
+    assert not same.labels.any()
+    assert training.make_feed(told, sets["val"], ranks).labels.tolist() == [item.mos for item in sets["val"]]
+
+
 def test_images_are_trained_on(pictures, tmp_path):
     """Two epochs of two steps; the checkpoint scores as the report says."""
     report = train(
         config(
             pictures,
             tmp_path / "run",
-            data=Data(labels=str(pictures), augment=True),
+            data=Data(labels=str(pictures), augment=True, standardise=True),
             model=Model(kind="image", size="nano"),
             sampling=Sampling(grid=(8, 8), fragment=(32, 32)),
         )
