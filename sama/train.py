@@ -308,12 +308,12 @@ def datasets(config: Config) -> dict[str, list[Item]]:
         sets = {"train": train, "val": val}
     else:
         sets = {"train": items}
+    learnt = {os.path.realpath(item.path) for item in sets["train"]} if data.tests else set()
     for test in data.tests:
         name = test.name or Path(test.labels).stem
         if name in sets:
             raise ValueError(f"two sets are called {name!r}: give each of data.tests a name of its own")
         sets[name] = read_labels(test.labels, test.root)
-        learnt = {os.path.realpath(item.path) for item in sets["train"]}
         both = [item.path for item in sets[name] if os.path.realpath(item.path) in learnt]
         if both:
             raise ValueError(f"{len(both)} files of set {name!r} are in the training set too: {', '.join(both[:3])}")
@@ -478,6 +478,9 @@ class State:
     tensors: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+KEPT = ("epoch", "batch", "history", "losses", "failed", "digest", "where")  # of a State, in a checkpoint
+
+
 def told(config: Config) -> dict[str, Any]:
     """The part of a config that a run's result depends on, as plain data."""
     return {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key not in MAY_CHANGE}
@@ -508,8 +511,7 @@ def read_state(out: Path, config: Config, sets: dict[str, list[Item]], ranks: Ra
     changed = [f"{key} {was}, now {where[key]}" for key, was in saved["where"].items() if was != where[key]]
     if changed and ranks.first:
         print(f"{out} goes on, but not exactly as it would have: {'; '.join(changed)}", file=sys.stderr)
-    names = ("epoch", "batch", "history", "losses", "failed", "digest")
-    return State(**{name: saved[name] for name in names}, where=where, tensors=saved)
+    return State(**{name: saved[name] for name in KEPT} | {"where": where}, tensors=saved)
 
 
 def save_state(out: Path, config: Config, state: State, model, ema, optimizer, schedule):
@@ -518,13 +520,7 @@ def save_state(out: Path, config: Config, state: State, model, ema, optimizer, s
     torch.save(
         {
             "config": told(config),
-            "epoch": state.epoch,
-            "batch": state.batch,
-            "history": state.history,
-            "losses": state.losses,
-            "failed": state.failed,
-            "digest": state.digest,
-            "where": state.where,
+            **{name: getattr(state, name) for name in KEPT},
             "model": model.state_dict(),
             "ema": ema.state_dict(),
             "optimizer": optimizer.state_dict(),

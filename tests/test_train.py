@@ -177,6 +177,16 @@ def test_it_is_not_gone_on_with_other_settings(labels, tmp_path):
         train(config(labels, tmp_path / "run", seed=5, resume=True))
 
 
+def assert_same_gradients(state, other, least):
+    """Of the optimiser after one step, in which its first moment is a tenth of the gradient; `least`: the part of the
+    parameters whose gradient is not 0."""
+    assert state.keys() == other.keys()
+    norms = {key: entry["exp_avg"].norm() for key, entry in state.items()}
+    for key, norm in norms.items():
+        assert (other[key]["exp_avg"] - state[key]["exp_avg"]).norm() <= 1e-4 * norm + 1e-7
+    assert sum(norm > 1e-6 for norm in norms.values()) > least * len(norms)
+
+
 def run_alone_and_as_two(script, arguments, tmp_path):
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -209,11 +219,7 @@ def test_two_ranks_are_one(labels, tmp_path):
     arguments = (labels, tmp_path / "start.safetensors")
     (one, two), (state, other) = run_alone_and_as_two(script, arguments, tmp_path)
     assert two["history"][0]["loss"] == pytest.approx(one["history"][0]["loss"], rel=1e-5)
-    assert state.keys() == other.keys()
-    norms = {key: entry["exp_avg"].norm() for key, entry in state.items()}  # a tenth of the gradient, after one step
-    for key, norm in norms.items():
-        assert (other[key]["exp_avg"] - state[key]["exp_avg"]).norm() <= 1e-4 * norm + 1e-7
-    assert sum(norm > 1e-6 for norm in norms.values()) > 0.8 * len(norms)
+    assert_same_gradients(state, other, least=0.8)
 
 
 def test_two_ranks_are_one_where_the_backbone_waits(labels, tmp_path):
@@ -297,11 +303,8 @@ def test_accumulated_batches_make_one_step(pictures, tmp_path, batch, accumulate
         saved = torch.load(tmp_path / name / "last.pt", weights_only=True)
         assert {int(entry["step"]) for entry in saved["optimizer"]["state"].values()} == {1}
         assert saved["schedule"]["last_epoch"] == 1
-        moments[name] = {key: entry["exp_avg"] for key, entry in saved["optimizer"]["state"].items()}
-    norms = {key: whole.norm() for key, whole in moments["whole"].items()}  # a tenth of the gradient
-    for key, norm in norms.items():
-        assert (moments["parts"][key] - moments["whole"][key]).norm() <= 1e-4 * norm + 1e-7
-    assert sum(norm > 1e-6 for norm in norms.values()) > 0.3 * len(norms)  # residual branches start at zero
+        moments[name] = saved["optimizer"]["state"]
+    assert_same_gradients(moments["whole"], moments["parts"], least=0.3)  # residual branches start at zero
 
 
 def test_gradients_are_clipped_and_those_in_bfloat16_are_near(labels, tmp_path):
