@@ -31,7 +31,7 @@ from measure import Row
 from tqdm import tqdm
 
 import sama
-from sama.decode import DecodeError
+from sama.errors import DecodeError
 from sama.frames import Clip
 
 HOST_BYTES = 2 << 30  # of decoded RGB that DALI's CPU decoder may hold at once here

@@ -19,7 +19,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 import sama
-from sama.files import read_image
+from sama.decode.images import read_image
 from sama.kernels import reference
 from sama.plan import draw_image
 from sama.sampler import MEAN, STD

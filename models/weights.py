@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sama.errors import CheckpointError
 from sama.models.swin2d import ImageQuality
 from sama.models.swin3d import VideoQuality
 
@@ -29,10 +30,6 @@ SETTINGS = {
     "video": {"grid": [7, 7], "fragment": [32, 32], "clip_len": 32, "interval": 2, "num_clips": 4},
     "image": {"grid": [8, 8], "fragment": [32, 32]},
 }
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, is not known, or does not fit the model."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ _HOMES = {
     "Clip": "sama.frames",
     "Frame": "sama.frames",
     "open_video": "sama.decode",
-    "DecodeError": "sama.decode",
+    "DecodeError": "sama.errors",
     "Feed": "sama.feed",
     "load_model": "sama.model",
     "QualityModel": "sama.model",

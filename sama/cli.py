@@ -7,6 +7,9 @@ import sys
 
 from jsonargparse import ArgumentParser
 
+from sama.errors import InputError
+from sama.files import printable
+
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -205,8 +208,7 @@ def _print_rows(rows, paths, model, journal, meter) -> int:
 
 
 def _text(row, calibrated: bool) -> str:
-    path = row.path.encode(errors="surrogateescape").decode(errors="replace")
-    path = "".join(c if c.isprintable() else repr(c)[1:-1] for c in path)  # a line stays a line
+    path = printable(row.path)
     if row.status != "ok":
         return f"{'error':>9}  {path}: {row.reason}"
     mos = f"{row.mos:7.3f}  " if calibrated else ""
@@ -256,7 +258,7 @@ def data(options) -> int:
         return _fail(f"--workers must be more than 0; got {options.workers}")
     try:
         if not os.path.isdir(options.root):
-            raise ValueError(f"there is no folder {options.root}")
+            raise InputError(f"there is no folder {options.root}")
         with _bar("checking") as progress:
             report = check(options.labels, options.root, workers=options.workers, progress=progress)
     except _expected() as error:
@@ -335,10 +337,7 @@ def _model(options, paths):
 
 def _expected() -> tuple[type[Exception], ...]:
     """What a user can put right: said in a line, without a traceback."""
-    from sama.decode import DecodeError
-    from sama.model import NoWeightsError
-    from sama.models import CheckpointError
-    from sama.score import OutputError
+    from sama.errors import CheckpointError, DecodeError, NoWeightsError, OutputError
 
     return NoWeightsError, CheckpointError, OutputError, DecodeError, ValueError, OSError, ImportError
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sama.decode import DECODERS
+from sama.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -192,30 +193,30 @@ class Config:
             ("optim.clip_norm", optim.clip_norm, 0),
         ):
             if value < least:
-                raise ValueError(f"{name} must be at least {least}; got {value}")
+                raise InputError(f"{name} must be at least {least}; got {value}")
         if self.decoder not in ("auto", *DECODERS):
-            raise ValueError(f"unknown decoder {self.decoder!r}; known: auto, {', '.join(DECODERS)}")
+            raise InputError(f"unknown decoder {self.decoder!r}; known: auto, {', '.join(DECODERS)}")
         if self.model.whiten and (self.model.weights or self.model.kind != "video"):
-            raise ValueError("model.whiten is for a video model that starts from random weights, without model.weights")
+            raise InputError("model.whiten is for a video model that starts from random weights, without model.weights")
         model = self.model
         if (optim.statistics_epochs or not model.tokens) and (model.kind, model.size) != ("video", "nano"):
-            raise ValueError(
+            raise InputError(
                 "optim.statistics_epochs and model.tokens=false are for a nano video model, which alone has scene "
                 f"statistics; got a {model.size} {model.kind} model"
             )
         if optim.statistics_epochs and model.weights:
-            raise ValueError(
+            raise InputError(
                 "optim.statistics_epochs is for a model that starts from random weights, not model.weights"
             )
         if optim.statistics_epochs >= optim.epochs:
-            raise ValueError(
+            raise InputError(
                 "optim.statistics_epochs must be fewer than optim.epochs, so that the backbone learns too; got "
                 f"{optim.statistics_epochs} and {optim.epochs}: give both (model.tokens false leaves the backbone out)"
             )
         if not 0 <= optim.ema < 1:
-            raise ValueError(f"optim.ema must be in [0, 1); got {optim.ema}")
+            raise InputError(f"optim.ema must be in [0, 1); got {optim.ema}")
         if bool(self.data.labels) == bool(self.data.demo):
-            raise ValueError(
+            raise InputError(
                 "data.labels (a label file) or data.demo (small, full) says what to learn from, one of them; got "
                 f"data.labels={self.data.labels!r}, data.demo={self.data.demo!r}"
             )

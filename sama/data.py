@@ -29,6 +29,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from sama.errors import InputError, LabelError
+from sama.files import printable
+
 PATHS = ("path", "file", "filename", "file_name", "name", "video", "video_name", "image", "image_name", "dist_img")
 LABELS = ("mos", "mos_zscore", "label")
 GROUPS = ("content", "group", "ref_img")
@@ -38,10 +41,6 @@ FORMS = """known forms:
   name score                               (SPAQ; white space, no header)
   a CSV with the header path,mos           (and, if you like, content, split, others)
   the CSV files of KonIQ-10k (image_name, ..., MOS_zscore) and KADID-10k (dist_img, ref_img, dmos, var)"""
-
-
-class LabelError(ValueError):
-    """A label file that cannot be trusted: the file, the line, what was got and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def protocol_split(items: Sequence[Item], k: int, train_share: float = 0.8) -> t
     random.Random(123 * k).shuffle(groups)
     first = int(train_share * len(groups))
     if not 0 < first < len(groups):
-        raise ValueError(f"{len(groups)} groups cannot be split with {train_share:g} of them for training")
+        raise InputError(f"{len(groups)} groups cannot be split with {train_share:g} of them for training")
     train, test = ([item for group in side for item in members[group]] for side in (groups[:first], groups[first:]))
     return train, test
 
@@ -104,7 +103,7 @@ def named_split(items: Sequence[Item], train: str = "train", val: str = "val") -
     sides = with_split(items, train), with_split(items, val)
     leaking = leakage(dict(zip((train, val), sides)))
     if leaking:
-        raise ValueError(
+        raise InputError(
             f"{len(leaking)} contents lie in both {train!r} and {val!r}, so that the result would flatter; the first: "
             f"{next(iter(leaking))}"
         )
@@ -116,7 +115,7 @@ def with_split(items: Sequence[Item], name: str) -> list[Item]:
     chosen = [item for item in items if item.split == name]
     if not chosen:
         known = ", ".join(f"{split!r} ({n})" for split, n in Counter(i.split for i in items if i.split).items())
-        raise ValueError(f"no item of the label file is in split {name!r}; its splits: {known or 'it has none'}")
+        raise InputError(f"no item of the label file is in split {name!r}; its splits: {known or 'it has none'}")
     return chosen
 
 
@@ -373,7 +372,7 @@ class Report:
                 lines.append(f"  {self.scale['min'] + k * width:10.4g}  {n:7,}  {bar}".rstrip())
         for kind, cases in self.problems.items():
             lines.append(f"{kind}: {len(cases):,}")
-            lines += [f"  {_printable(case)}" for case in cases[:SHOWN]]
+            lines += [f"  {printable(case)}" for case in cases[:SHOWN]]
             if len(cases) > SHOWN:
                 lines.append(f"  and {len(cases) - SHOWN:,} more")
         return "\n".join(
@@ -454,8 +453,10 @@ def check(
 
 def _look(path: str, compare: bool) -> tuple[str, str]:
     """Why a file cannot be read, if so, and its SHA-256 if it is to be compared; whatever goes wrong is the reason."""
-    from sama.decode import DecodeError, open_video
-    from sama.files import IMAGE_SUFFIXES, read_image, suffix
+    from sama.decode import open_video
+    from sama.decode.images import read_image
+    from sama.errors import DecodeError
+    from sama.files import IMAGE_SUFFIXES, suffix
 
     digest = ""
     try:
@@ -499,8 +500,3 @@ def _published(form: str, items: int) -> str:
     if exact:
         return f"{items:,} items: as many as published for {exact[0]}"
     return f"published: {', '.join(f'{name} {n:,}' for name, n in sets.items())}; here {items:,}" if sets else ""
-
-
-def _printable(text: str) -> str:
-    text = text.encode(errors="surrogateescape").decode(errors="replace")
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -54,6 +54,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from sama.collage import collage, cutout
+from sama.errors import InputError, MissingLibraryError
 
 VERSION = 3
 FPS = 30
@@ -209,10 +210,12 @@ def locate(source: Source) -> Path:
     package = PACKAGES.get(source.package, source.package)
     spec = find_spec(source.package)
     if spec is None:
-        raise ImportError(f"the demo takes photographs from {package}, which is missing: pip install 'sama-vqa[demo]'")
+        raise MissingLibraryError(
+            f"the demo takes photographs from {package}, which is missing: pip install 'sama-vqa[demo]'"
+        )
     path = Path(spec.submodule_search_locations[0], source.file)
     if not path.is_file():
-        raise ImportError(f"{package} is installed without {path}: pip install --force-reinstall {package}")
+        raise MissingLibraryError(f"{package} is installed without {path}: pip install --force-reinstall {package}")
     return path
 
 
@@ -711,7 +714,7 @@ def measure(reference: np.ndarray, shown: np.ndarray) -> Measured:
     """Distortion and delay in frames of a clip against the undegraded one, I420, uint8 [T, H * 3/2, W]."""
     reference, shown = luma(reference), luma(shown)
     if shown.shape != reference.shape:
-        raise ValueError(f"frames {shown.shape} are compared with {reference.shape}")
+        raise InputError(f"frames {shown.shape} are compared with {reference.shape}")
     matches = register(reference, shown)
     delay = float(np.abs(matches - np.arange(len(matches))).mean())
     chosen = range(min(STEP // 2, len(shown) - 1), len(shown), STEP)
@@ -752,12 +755,12 @@ class Settings:
             object.__setattr__(self, "kinds", tuple(kinds))
         for given, known, told in ((self.contents, ALL_CONTENTS, CONTENTS), (self.kinds, kinds, kinds)):
             if unknown := [name for name in given if name not in known]:
-                raise ValueError(f"unknown {', '.join(unknown)}; known: {', '.join(told)}")
+                raise InputError(f"unknown {', '.join(unknown)}; known: {', '.join(told)}")
         if len(set(self.names)) < len(self.names):
-            raise ValueError("a content is named twice, or is among the first collages besides")
+            raise InputError("a content is named twice, or is among the first collages besides")
         for number in (self.collages, self.large_collages):
             if not 0 <= number <= len(COLLAGES):
-                raise ValueError(f"collages must be 0 to {len(COLLAGES)}; got {number}")
+                raise InputError(f"collages must be 0 to {len(COLLAGES)}; got {number}")
 
     @property
     def names(self) -> list[str]:
@@ -833,7 +836,7 @@ def make(
 
     if isinstance(size, str):
         if size not in SIZES:
-            raise ValueError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
+            raise InputError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
         size = (IMAGE_SIZES if images else SIZES)[size]
     folder = Path(folder)
     settings = json.loads(json.dumps(asdict(size)))
@@ -844,7 +847,7 @@ def make(
     with FileLock(folder / ".lock"):
         if manifest.exists():
             if _load(manifest) != settings:
-                raise ValueError(
+                raise InputError(
                     f"{folder} holds another set, or one of another version (see {manifest}): name another folder, or "
                     "remove that one"
                 )

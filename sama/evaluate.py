@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sama.data import Item, protocol_split, read_labels, with_split
+from sama.errors import InputError
+from sama.files import printable
 from sama.metrics import (
     NAMES,
     LogisticFit,
@@ -110,9 +112,9 @@ def evaluate_predictions(
     ValueError for no item, a column that does not exist, scores that are not finite.
     """
     if not items:
-        raise ValueError("no items to evaluate")
+        raise InputError("no items to evaluate")
     if splits is not None and splits < 1:
-        raise ValueError(f"splits must be more than 0; got {splits}")
+        raise InputError(f"splits must be more than 0; got {splits}")
     scored = [item for item in items if item.path in predictions]
     missing = {item.path: "no score" for item in items if item.path not in predictions}
     prediction, mos = [predictions[item.path] for item in scored], [item.mos for item in scored]
@@ -160,7 +162,7 @@ def _fit(prediction: Sequence[float], mos: Sequence[float]) -> LogisticFit | Non
 def _columns(items: Sequence[Item], by: str) -> dict[str, list[Item]]:
     known = dict.fromkeys(["split", *(name for item in items for name in item.extra)])
     if by not in known:
-        raise ValueError(f"the label file has no column {by!r}; known: {', '.join(known)}")
+        raise InputError(f"the label file has no column {by!r}; known: {', '.join(known)}")
     values: dict[str, list[Item]] = {}
     for item in items:
         values.setdefault(item.split if by == "split" else item.extra.get(by, ""), []).append(item)
@@ -200,11 +202,11 @@ def calibration(kind: str, prediction: Sequence[float], mos: Sequence[float], sc
     ValueError where scores or labels are constant, or run against each other: the order would be turned around.
     """
     if kind not in KINDS:
-        raise ValueError(f"unknown calibration {kind!r}; known: {', '.join(KINDS)}")
+        raise InputError(f"unknown calibration {kind!r}; known: {', '.join(KINDS)}")
     known = {"scale": scale, "kind": kind, "items": len(mos)}
     slope, intercept = linear_fit(prediction, mos)
     if slope <= 0:
-        raise ValueError(
+        raise InputError(
             f"scores run against the labels of {scale} (slope {slope:.4g}): is a higher label better there?"
         )
     if kind == "linear":
@@ -252,38 +254,38 @@ class Plan:
 
     def __post_init__(self):
         if len({bool(value) for value in (self.calibrate, self.scale, self.save)}) > 1:
-            raise ValueError(
+            raise InputError(
                 "--calibrate, --scale and --save go together: the fit, the scale's name, the file to write"
             )
         if self.calibrate and self.random_weights:
-            raise ValueError("random weights are not worth a calibration: give --weights")
+            raise InputError("random weights are not worth a calibration: give --weights")
         for name in ("splits", "samples", "batch", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"--{name} must be more than 0; got {value}")
+                raise InputError(f"--{name} must be more than 0; got {value}")
         if self.split and self.splits:
-            raise ValueError(
+            raise InputError(
                 "--split takes the file's own split, --splits the protocol's random ones: give one of them"
             )
         if self.resume and self.predictions:
-            raise ValueError("--resume goes on with scoring, --predictions does none: give one of them")
+            raise InputError("--resume goes on with scoring, --predictions does none: give one of them")
         if self.resume and not self.out:
-            raise ValueError("--resume is about the scores in --out, which is not given")
+            raise InputError("--resume is about the scores in --out, which is not given")
         if self.out and not (self.resume or self.overwrite):
             there = next((n for n in ("report.md", "report.json") if os.path.exists(os.path.join(self.out, n))), None)
             if there:
-                raise ValueError(
+                raise InputError(
                     f"{os.path.join(self.out, there)} is there already: give another --out, or --overwrite"
                 )
         if not os.path.isdir(self.root):
-            raise ValueError(f"there is no folder {self.root}")
+            raise InputError(f"there is no folder {self.root}")
         if self.save:
             if not self.save.endswith(".safetensors"):
-                raise ValueError(f"{self.save}: the calibrated checkpoint's name must end in .safetensors")
+                raise InputError(f"{self.save}: the calibrated checkpoint's name must end in .safetensors")
             if not Path(self.save).parent.is_dir():
-                raise ValueError(f"{self.save}: there is no folder {Path(self.save).parent}")
+                raise InputError(f"{self.save}: there is no folder {Path(self.save).parent}")
             if os.path.exists(self.save) and not self.overwrite:
-                raise ValueError(f"{self.save} is there already: give another name, or --overwrite")
+                raise InputError(f"{self.save} is there already: give another name, or --overwrite")
 
 
 def run(
@@ -366,16 +368,16 @@ def _read_predictions(plan: Plan, model: str | None) -> list:
 
     path = Path(plan.predictions)
     if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"{path}: cannot tell the format; the name must end in {', '.join(FORMATS)}")
+        raise InputError(f"{path}: cannot tell the format; the name must end in {', '.join(FORMATS)}")
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     rows = read_table(path)
     if not rows:
-        raise ValueError(f"{path} holds no scores")
+        raise InputError(f"{path} holds no scores")
     if model is not None:
         foreign = next((row.model for row in rows if row.model != model), None)
         if foreign is not None:
-            raise ValueError(
+            raise InputError(
                 f"{path} holds scores by {foreign or 'an unnamed model'}; a calibration of {model} needs its own"
             )
     return rows
@@ -400,7 +402,7 @@ def _match(rows: Sequence, items: Sequence[Item], plan: Plan) -> tuple[dict[str,
             failed[item.path] = row.reason or "no score"
     if not predictions:
         path, reason = next(iter(failed.items()))
-        raise ValueError(f"none of the {len(items)} labelled files has a score; the first: {path}: {reason}")
+        raise InputError(f"none of the {len(items)} labelled files has a score; the first: {path}: {reason}")
     return predictions, failed
 
 
@@ -413,7 +415,7 @@ def _one(values) -> str:
 
 def write_report(evaluation: Evaluation, folder: str | os.PathLike):
     """report.md, report.json and scatter.png in a folder, which is made if need be."""
-    from sama.score import replace_file
+    from sama.files import replace_file
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -475,23 +477,18 @@ def markdown(evaluation: Evaluation) -> str:
         lines += ["", *_table(e.by_column, {f"{value or '(none)'} ({p.items})": p.plain for value, p in e.by.items()})]
     if e.failed:
         lines += ["", "Left out:", ""]
-        lines += [f"- {_line(path)}: {_line(reason)}" for path, reason in e.failed]
+        lines += [f"- {printable(path)}: {printable(reason)}" for path, reason in e.failed]
     return "\n".join(lines)
 
 
 def _table(title: str, rows: Mapping[str, Metrics]) -> list[str]:
-    title, *names = (_line(name).replace("|", "\\|") for name in [title, *rows])
+    title, *names = (printable(name).replace("|", "\\|") for name in [title, *rows])
     width = max(map(len, [title, *names]))
     lines = [f"| {title:<{width}} |  SROCC |   PLCC |  KROCC |     RMSE |"]
     lines += [f"|{'-' * (width + 2)}|-------:|-------:|-------:|---------:|"]
     for name, m in zip(names, rows.values()):
         lines.append(f"| {name:<{width}} | {m.srocc:6.4f} | {m.plcc:6.4f} | {m.krocc:6.4f} | {m.rmse:8.4g} |")
     return lines
-
-
-def _line(text: str) -> str:
-    text = text.encode(errors="surrogateescape").decode(errors="replace")
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def scatter(evaluation: Evaluation):
@@ -509,5 +506,5 @@ def scatter(evaluation: Evaluation):
     axis.set_xlabel("score, the model's own scale")
     axis.set_ylabel("label")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.set_title(f"{_line(evaluation.title)}\n{evaluation.all.plain}", fontsize=9, parse_math=False)
+    axis.set_title(f"{printable(evaluation.title)}\n{evaluation.all.plain}", fontsize=9, parse_math=False)
     return figure

@@ -27,8 +27,10 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 
-from sama.decode import DecodeError, Video, VideoInfo, bare, open_video
-from sama.files import check_kind, read_image
+from sama.decode import Video, VideoInfo, open_video
+from sama.decode.images import read_image
+from sama.errors import InputError, reason, without_traceback
+from sama.files import check_kind
 from sama.sampler import ImageSampler, VideoSampler
 
 Job = TypeVar("Job")
@@ -181,15 +183,10 @@ def _work(started: _Started, produce: Callable[[Job, Ticket], Iterable[Item]], t
                 return
             put(item)
     except Exception as caught:
-        error = bare(caught)
+        error = without_traceback(caught)
     finally:
         ticket.budget.leave(ticket.number)
         put(Ended(error, time.perf_counter() - start - waited))
-
-
-def reason(error: Exception) -> str:
-    """An error as the reason that is given for a file."""
-    return error.reason if isinstance(error, DecodeError) else f"{type(error).__name__}: {error}"
 
 
 @dataclass
@@ -255,22 +252,22 @@ class Feed:
     ):
         self.files = [os.fsdecode(path) for path in files]
         if not self.files:
-            raise ValueError("no files: got an empty list, expected at least one path")
+            raise InputError("no files: got an empty list, expected at least one path")
         for name, value in (("batch", batch), ("num_clips", num_clips), ("ranks", ranks), ("budget", budget_bytes)):
             if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+                raise InputError(f"{name} must be at least 1; got {value}")
         if not 0 <= rank < ranks:
-            raise ValueError(f"rank must be in 0..{ranks - 1}; got {rank}")
+            raise InputError(f"rank must be in 0..{ranks - 1}; got {rank}")
         if labels is not None and len(labels) != len(self.files):
-            raise ValueError(f"labels must be one a file; got {len(labels)} for {len(self.files)} files")
+            raise InputError(f"labels must be one a file; got {len(labels)} for {len(self.files)} files")
         if train and min(len(self.files), batch) < ranks:
-            raise ValueError(
+            raise InputError(
                 f"training on {ranks} ranks needs as many files, and batches as large; got {len(self.files)} files, "
                 f"batches of {batch}"
             )
         self.images = isinstance(sampler, ImageSampler)
         if self.images and num_clips != 1:
-            raise ValueError(f"an image has one clip; got num_clips={num_clips}")
+            raise InputError(f"an image has one clip; got num_clips={num_clips}")
         self.sampler = sampler
         self.labels = np.full(len(self.files), np.nan, np.float32) if labels is None else np.asarray(labels, np.float32)
         self.batch, self.clip_len, self.num_clips, self.interval = batch, clip_len, num_clips, interval

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from sama.errors import InputError
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -72,7 +74,7 @@ class Clip:
     def __post_init__(self):
         shapes = [tuple(plane.shape) for plane in self.planes]
         if len({shape[:1] for shape in shapes}) != 1 or not shapes[0] or shapes[0][0] == 0:
-            raise ValueError(f"a clip needs planes with the same number of frames, at least 1; got shapes {shapes}")
+            raise InputError(f"a clip needs planes with the same number of frames, at least 1; got shapes {shapes}")
         _check(self, [shape[1:] for shape in shapes])
 
     def __len__(self) -> int:
@@ -100,17 +102,17 @@ def _channels(pictures: Frame | Clip) -> tuple[Plane, ...]:
 def _check(pictures: Frame | Clip, got: list[tuple[int, ...]]):
     layout, matrix = pictures.layout, pictures.matrix
     if layout not in LAYOUTS:
-        raise ValueError(f"unknown frame layout {layout!r}; known: {', '.join(LAYOUTS)}")
+        raise InputError(f"unknown frame layout {layout!r}; known: {', '.join(LAYOUTS)}")
     if matrix not in MATRICES:
-        raise ValueError(f"unknown colour matrix {matrix!r}; known: {', '.join(MATRICES)}")
+        raise InputError(f"unknown colour matrix {matrix!r}; known: {', '.join(MATRICES)}")
     if pictures.correction is not None:
         if layout != "rgb":
-            raise ValueError(f'only "rgb" frames can have a correction; got one for {layout!r}, which has a matrix')
+            raise InputError(f'only "rgb" frames can have a correction; got one for {layout!r}, which has a matrix')
         lengths = [len(row) for row in pictures.correction]
         if lengths != [4, 4, 4]:
-            raise ValueError(f"a correction is 3 rows of 4 numbers; got rows of {lengths}")
+            raise InputError(f"a correction is 3 rows of 4 numbers; got rows of {lengths}")
     if not got or len(got[0]) < 2 or 0 in got[0]:
-        raise ValueError(f"a frame needs at least one pixel; got planes of shapes {got}")
+        raise InputError(f"a frame needs at least one pixel; got planes of shapes {got}")
     height, width = got[0][:2]
     half = ((height + 1) // 2, (width + 1) // 2)
     expected = {
@@ -119,7 +121,7 @@ def _check(pictures: Frame | Clip, got: list[tuple[int, ...]]):
         "nv12": [(height, width), (*half, 2)],
     }
     if got != expected[layout]:
-        raise ValueError(f"{layout} planes of a {width}x{height} frame: got shapes {got}, expected {expected[layout]}")
+        raise InputError(f"{layout} planes of a {width}x{height} frame: got shapes {got}, expected {expected[layout]}")
     dtypes = [str(plane.dtype).removeprefix("torch.") for plane in pictures.planes]
     if dtypes != ["uint8"] * len(dtypes):
         raise TypeError(f"planes must be uint8, 0..255; got {', '.join(dtypes)}")

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from sama.decode import open_video
-from sama.files import check_kind, read_image
+from sama.decode.images import read_image
+from sama.files import check_kind, printable
 from sama.kernels import reference
 from sama.model import QualityModel
 from sama.sampler import MEAN, STD
@@ -60,7 +61,7 @@ def draw(
         _timeline(figure.add_subplot(grid[1, 3:]), seconds, values)
     mos, scale = model.mos(float(np.mean(values)))
     calibrated = f", {mos:.2f} on the scale of {scale}" if mos is not None else ""
-    name = os.path.basename(os.fsdecode(path)).encode(errors="surrogateescape").decode(errors="replace")
+    name = printable(os.path.basename(os.fsdecode(path)))
     title = f"{name}: {np.mean(values):.4f}{calibrated}\n{model.name}; {describe(model, every_seconds)}"
     figure.suptitle(title, fontsize=9, parse_math=False)
     with warnings.catch_warnings():

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sama.errors import InputError
+
 
 def plcc_loss(prediction: Tensor, label: Tensor) -> Tensor:
     """(mse(p, y) + mse(rho * p, y)) / 8 for p and y standardised over the batch, rho = mean(p * y); 0 to 1/2.
@@ -67,7 +69,7 @@ def _standardised(x: Tensor) -> Tensor:
 def _checked(prediction: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """Both as float32 or wider, after a look at shapes and values."""
     if prediction.shape != label.shape or prediction.ndim != 1 or not len(label):
-        raise ValueError(
+        raise InputError(
             f"prediction and label must be [n] with n > 0; got {list(prediction.shape)} and {list(label.shape)}"
         )
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, label.dtype), torch.float32)
@@ -77,5 +79,5 @@ def _checked(prediction: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         for name, row in zip(("prediction", "label"), finite.cpu()):
             if not row.all():
                 wrong = (~row).nonzero().flatten().tolist()
-                raise ValueError(f"{len(wrong)} of {len(row)} values of the {name} are not finite: at {wrong[:8]}")
+                raise InputError(f"{len(wrong)} of {len(row)} values of the {name} are not finite: at {wrong[:8]}")
     return prediction, label

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sama.errors import InputError
+
 WIDTHS = 0.02, 100.0  # of a logistic, in standard deviations of the predictions
 BEYOND = 10.0  # how far outside the labels a logistic may level off, in ranges of the labels
 
@@ -101,7 +103,7 @@ def logistic_fit(prediction: ArrayLike, mos: ArrayLike) -> LogisticFit:
     prediction, mos = _checked(prediction, mos)
     if _constant(prediction) or _constant(mos):
         what = "predictions" if _constant(prediction) else "labels"
-        raise ValueError(f"nothing to fit: the {what} of {len(mos)} items are all the same")
+        raise InputError(f"nothing to fit: the {what} of {len(mos)} items are all the same")
     center, unit = prediction.mean(), prediction.std()
     x = (prediction - center) / unit
     low, spread = mos.min(), np.ptp(mos)
@@ -139,7 +141,7 @@ def linear_fit(prediction: ArrayLike, mos: ArrayLike) -> tuple[float, float]:
     """(slope, intercept) of the least-squares line; ValueError where the predictions are constant."""
     prediction, mos = _checked(prediction, mos)
     if _constant(prediction):
-        raise ValueError(f"nothing to fit: the predictions of {len(mos)} items are all the same")
+        raise InputError(f"nothing to fit: the predictions of {len(mos)} items are all the same")
     centered = prediction - prediction.mean()
     slope = float(np.sum(centered * (mos - mos.mean())) / np.sum(centered**2))
     return slope, float(mos.mean() - slope * prediction.mean())
@@ -160,7 +162,7 @@ def bootstrap(
     """
     prediction, mos = _checked(prediction, mos)
     if groups is not None and len(groups) != len(mos):
-        raise ValueError(f"one group an item is needed: got {len(groups)} groups of {len(mos)} items")
+        raise InputError(f"one group an item is needed: got {len(groups)} groups of {len(mos)} items")
     members: dict[Hashable, list[int]] = {}
     for k, group in enumerate(range(len(mos)) if groups is None else groups):
         members.setdefault(group, []).append(k)
@@ -182,7 +184,7 @@ def bootstrap(
 def medians(results: Sequence[Metrics]) -> Metrics:
     """The median of each metric on its own; NaN where one of them is."""
     if not results:
-        raise ValueError("no results to take medians of")
+        raise InputError("no results to take medians of")
     return Metrics(*(float(np.median([getattr(result, name) for result in results])) for name in NAMES))
 
 
@@ -193,7 +195,7 @@ def published_best(history: Sequence[Metrics]) -> Metrics:
     is NaN are left out; NaN where all are. ValueError for an empty history.
     """
     if not history:
-        raise ValueError("no epochs to choose from")
+        raise InputError("no epochs to choose from")
     best = {}
     for name in NAMES:
         values = [value for result in history if (value := getattr(result, name)) == value]
@@ -209,9 +211,9 @@ def _constant(x: np.ndarray) -> bool:
 def _checked(prediction: ArrayLike, mos: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     prediction, mos = np.asarray(prediction, float), np.asarray(mos, float)
     if prediction.shape != mos.shape or mos.ndim != 1:
-        raise ValueError(f"predictions and labels must both be [n]; got {prediction.shape} and {mos.shape}")
+        raise InputError(f"predictions and labels must both be [n]; got {prediction.shape} and {mos.shape}")
     for name, values in (("predictions", prediction), ("labels", mos)):
         wrong = np.flatnonzero(~np.isfinite(values))
         if len(wrong):
-            raise ValueError(f"{len(wrong)} of {len(values)} {name} are not finite: at {wrong[:8].tolist()}")
+            raise InputError(f"{len(wrong)} of {len(values)} {name} are not finite: at {wrong[:8].tolist()}")
     return prediction, mos

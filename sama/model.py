@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sama.devices import pick_device
+from sama.errors import InputError, NoWeightsError
 from sama.kernels.layout import PATCH
 from sama.plan import frame_indices
 from sama.sampler import ImageSampler, VideoSampler
@@ -36,10 +38,6 @@ WHERE_TO_GET_WEIGHTS = """checkpoints that this program reads, and where their a
   SAMA-baseline_val-ltest_s_dev_v0.0.pth             https://github.com/Sissuire/SAMA
   FAST_VQA_B_1_4.pth                                 https://github.com/VQAssessment/FAST-VQA-and-FasterVQA
   DOVER.pth (its technical branch)                   https://github.com/VQAssessment/DOVER"""
-
-
-class NoWeightsError(Exception):
-    """There is no model to score with: the packaged file is missing, or the file given has no trained head."""
 
 
 @dataclass(frozen=True)
@@ -134,20 +132,11 @@ class QualityModel:
         self, module, metadata: dict[str, Any], name, device="auto", *, dtype="float32", compile=False, report=None
     ):
         if dtype not in DTYPES:
-            raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            self.device = torch.device(device)
-        except RuntimeError as error:
-            raise ValueError(f"unknown device {device!r}; use auto, cpu, cuda, cuda:1, ... ({error})") from error
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {device!r} was asked for, but torch finds no GPU; use device auto or cpu")
-        if self.device.type == "cuda" and (self.device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"device {device!r} was asked for; torch finds {torch.cuda.device_count()} GPUs")
+            raise InputError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+        self.device = pick_device(device)
         missing = [key for key in REQUIRED[metadata["kind"]] if key not in metadata]
         if missing:
-            raise ValueError(f"{name} does not say how to sample for it: its metadata lacks {', '.join(missing)}")
+            raise InputError(f"{name} does not say how to sample for it: its metadata lacks {', '.join(missing)}")
         self.module = module.to(self.device)
         if compile:
             self.module.compile()
@@ -198,7 +187,7 @@ class QualityModel:
                 clips = max(1, min(clips, num_frames // (data["clip_len"] * data["interval"])))
             return frame_indices(num_frames, data["clip_len"], clips, data["interval"]).reshape(clips, data["clip_len"])
         if not 0 < every_seconds < math.inf:
-            raise ValueError(f"windows must be longer than 0 seconds; got {every_seconds}")
+            raise InputError(f"windows must be longer than 0 seconds; got {every_seconds}")
         windows = np.floor(seconds / every_seconds)  # of each frame; a gap in time leaves windows without a clip
         edges = np.concatenate([[0], np.flatnonzero(np.diff(windows)) + 1, [num_frames]])
         span = data["clip_len"] * data["interval"]  # a clip longer than its window goes on beyond it
@@ -252,7 +241,7 @@ class QualityModel:
             top, bottom, middle, width = calibration["beta"]
             value = bottom + (top - bottom) * (1 + np.tanh((score - middle) / (2 * abs(width)))) / 2  # never overflows
         else:
-            raise ValueError(f"unknown calibration {calibration['kind']!r}; known: linear, logistic")
+            raise InputError(f"unknown calibration {calibration['kind']!r}; known: linear, logistic")
         return float(value), calibration["scale"]
 
     def result(self, values: Sequence[float], seconds: Sequence[float], frames: int, width: int, height: int) -> Result:
@@ -278,7 +267,7 @@ class QualityModel:
         if isinstance(source, np.ndarray | torch.Tensor):
             return self._score_pixels(source, every_seconds, fps)
         if self.kind == "image":
-            from sama.files import read_image
+            from sama.decode.images import read_image
 
             return self._score_pixels(read_image(source), None, None)
         from sama.decode import open_video
@@ -294,9 +283,9 @@ class QualityModel:
             values = self.values(list(self.sampler(pixels)), 1)
             return self.result(values, [], 1, pixels.shape[1], pixels.shape[0])
         if pixels.ndim != 4:
-            raise ValueError(f"a video model scores uint8 [T, H, W, 3]; got shape {list(pixels.shape)}")
+            raise InputError(f"a video model scores uint8 [T, H, W, 3]; got shape {list(pixels.shape)}")
         if every_seconds is not None and not fps:
-            raise ValueError("every_seconds needs the fps of the array")
+            raise InputError("every_seconds needs the fps of the array")
         seconds = np.arange(len(pixels)) / fps if fps else None
         indices = self.clip_indices(len(pixels), seconds, every_seconds)
         values = [value for clip in indices for value in self.values([self.sampler(pixels[clip])[0]], 1)]

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from sama.errors import InputError
+
 if TYPE_CHECKING:
     import torch
 
@@ -80,7 +82,7 @@ def resolve_mode(name: str, modes: dict[str, Mode]) -> str:
     """The canonical name of a mode; ValueError that lists the known ones otherwise."""
     canonical = ALIASES.get(name, name)
     if canonical not in modes:
-        raise ValueError(f"unknown mode {name!r}; known modes: {', '.join(modes)}")
+        raise InputError(f"unknown mode {name!r}; known modes: {', '.join(modes)}")
     return canonical
 
 
@@ -100,7 +102,7 @@ class Warp:
     @classmethod
     def of(cls, *, flip: bool, angle: float, height: int, width: int) -> Warp:
         if not math.isfinite(angle):
-            raise ValueError(f"angle must be finite, in degrees; got {angle}")
+            raise InputError(f"angle must be finite, in degrees; got {angle}")
         radians = math.radians(angle)
         cos, sin = math.cos(radians), math.sin(radians)
         rotation = np.array([[cos, -sin], [sin, cos]], np.float32)
@@ -171,15 +173,15 @@ def frame_indices(
     """
     for name, value in (("num_frames", num_frames), ("clip_len", clip_len), ("num_clips", num_clips)):
         if value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}")
+            raise InputError(f"{name} must be at least 1; got {value}")
     if interval < 1:
-        raise ValueError(f"interval must be at least 1 frame; got {interval}")
+        raise InputError(f"interval must be at least 1 frame; got {interval}")
     segment = num_frames // num_clips
     spare = segment - clip_len * interval
     if offsets is not None:
         offsets = np.asarray(offsets, np.int64)
         if offsets.shape != (num_clips,) or (offsets < 0).any():
-            raise ValueError(f"offsets must be {num_clips} frame numbers from 0 on, one a clip; got {offsets.tolist()}")
+            raise InputError(f"offsets must be {num_clips} frame numbers from 0 on, one a clip; got {offsets.tolist()}")
     elif train:
         offsets = _integers(generator, max(1, spare), (num_clips,))
     else:
@@ -209,9 +211,9 @@ def plan_video(
     mode = resolve_mode(mode, VIDEO_MODES)
     geometry = (mode, _size("source", height, width), _size("grid", *grid), _size("fragment", *fragment), aligned)
     if aligned < 1:
-        raise ValueError(f"aligned must be at least 1 frame; got {aligned}")
+        raise InputError(f"aligned must be at least 1 frame; got {aligned}")
     if frames < 1:
-        raise ValueError(f"a clip needs at least 1 frame; got {frames}")
+        raise InputError(f"a clip needs at least 1 frame; got {frames}")
     if draws is None:
         return _centred_plan("video", *geometry, frames)
     return _plan(VIDEO_MODES[mode], *geometry[1:], frames, draws)
@@ -283,7 +285,7 @@ def draw_flip_angle(generator: Generator = None) -> tuple[bool, float]:
 
 def _size(name: str, height: int, width: int) -> tuple[int, int]:
     if height < 1 or width < 1:
-        raise ValueError(f"{name} must be at least 1x1 (height x width); got {height}x{width}")
+        raise InputError(f"{name} must be at least 1x1 (height x width); got {height}x{width}")
     return int(height), int(width)
 
 
@@ -362,20 +364,20 @@ def _offsets(mode: Mode, free: np.ndarray, draws: Draws | None, shape: tuple[int
         half = free // 2 if mode.integer_draws else (np.float32(0.5) * free.astype(np.float32)).astype(np.int64)
         return np.broadcast_to(half[None, :, None, None], (shape[2], len(free), *shape[:2], 2))
     if len(draws) != 2:
-        raise ValueError(f"draws must be a pair (u, v) of arrays of shape {shape}; got {len(draws)} of them")
+        raise InputError(f"draws must be a pair (u, v) of arrays of shape {shape}; got {len(draws)} of them")
     u, v = (np.asarray(axis) for axis in draws)
     if u.shape != shape or v.shape != shape:
-        raise ValueError(
+        raise InputError(
             f"draws must have shape {shape} = (grid rows, grid columns, runs); got {u.shape} and {v.shape}"
         )
     both = np.stack([u, v], axis=-1).transpose(2, 0, 1, 3)[:, None]  # [runs, 1, Gh, Gw, 2]
     if not mode.integer_draws:
         if not ((both >= 0) & (both < 1)).all():
-            raise ValueError(f"draws must be in [0, 1); got values from {both.min()} to {both.max()}")
+            raise InputError(f"draws must be in [0, 1); got values from {both.min()} to {both.max()}")
         return (both.astype(np.float32) * free.astype(np.float32)[None, :, None, None]).astype(np.int64)
     room = free[None, :, None, None]
     if not ((both >= 0) & (both <= room)).all() or (both != both.astype(np.int64)).any():
-        raise ValueError(
+        raise InputError(
             f"draws must be whole pixels in 0..{int(free[0, 0])} (rows) and 0..{int(free[0, 1])} (columns) for this "
             f"mode and source; got values from {both.min()} to {both.max()}"
         )

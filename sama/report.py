@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sama.data import Item
+from sama.errors import InputError
+from sama.files import replace_file
 from sama.metrics import Metrics, metrics, published_best
-from sama.score import replace_file
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +117,7 @@ class Log:
         """A validation set's metrics, for the record of an epoch. ValueError where none of its files could be read."""
         self.failures(scored["failed"])
         if not scored["scores"]:
-            raise ValueError(f"none of the {len(self.sets[name])} files of the set {name!r} could be read")
+            raise InputError(f"none of the {len(self.sets[name])} files of the set {name!r} could be read")
         result = asdict(metrics(*pairs(scored, self.sets[name])))
         if not self.quiet:
             for metric, value in result.items():

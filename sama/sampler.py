@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from sama.errors import InputError, MissingLibraryError
 from sama.frames import Clip, Frame
 from sama.kernels import enlarge, reference
 from sama.kernels.layout import LAYOUTS, OutputLayout, shape
@@ -60,16 +61,16 @@ class _Sampler:
         self.mode = resolve_mode(mode, self.modes)
         self.grid, self.fragment = tuple(grid), tuple(fragment)
         if backend not in BACKENDS:
-            raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+            raise InputError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
         if layout not in LAYOUTS:
-            raise ValueError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
+            raise InputError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
         if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise ValueError(f"dtype must be torch.float32, float16 or bfloat16; got {dtype}")
+            raise InputError(f"dtype must be torch.float32, float16 or bfloat16; got {dtype}")
         for name, pair in (("grid", self.grid), ("fragment", self.fragment)):
             if len(pair) != 2 or min(pair) < 1:
-                raise ValueError(f"{name} must be two sizes (rows, columns) from 1 on; got {pair}")
+                raise InputError(f"{name} must be two sizes (rows, columns) from 1 on; got {pair}")
         if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1, or None for torch's number; got {threads}")
+            raise InputError(f"threads must be at least 1, or None for torch's number; got {threads}")
         self.normalize, self.dtype, self.backend, self.layout, self.threads = normalize, dtype, backend, layout, threads
 
     def __repr__(self):
@@ -91,7 +92,7 @@ class _Sampler:
         """Sample a batch: [B, *layout.shape(...)] on the device of the sources."""
         lengths = {plan.frames for plan in plans}
         if len(lengths) != 1:
-            raise ValueError(f"clips of one batch must have the same number of frames; got {sorted(lengths)}")
+            raise InputError(f"clips of one batch must have the same number of frames; got {sorted(lengths)}")
         device = _device(sources)
         out = torch.empty(len(plans), *shape(self.layout, lengths.pop(), *self.size), dtype=self.dtype, device=device)
         backend = self._choose(device)
@@ -111,9 +112,9 @@ class _Sampler:
             )
             return fast if importlib.util.find_spec(module) else "reference"
         if self.backend == "cpu" and device.type != "cpu":
-            raise ValueError(f'backend "cpu" samples frames in main memory; got frames on {device}')
+            raise InputError(f'backend "cpu" samples frames in main memory; got frames on {device}')
         if self.backend == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            raise ValueError(
+            raise InputError(
                 f'backend "triton" samples frames on a GPU; got frames on {device}. Move them there, use backend '
                 '"auto", or set TRITON_INTERPRET=1 before the start to run the kernel in Triton\'s slow interpreter'
             )
@@ -141,7 +142,7 @@ class _Sampler:
         try:
             from sama.kernels import fused
         except ImportError as error:
-            raise ImportError('backend "triton" needs Triton: pip install triton') from error
+            raise MissingLibraryError('backend "triton" needs Triton: pip install triton') from error
         groups = defaultdict(list)
         for place, source in enumerate(sources):
             frame = source[0]
@@ -195,7 +196,7 @@ class VideoSampler(_Sampler):
     ):
         super().__init__(mode, grid, fragment, normalize, dtype, backend, layout, threads)
         if aligned < 1:
-            raise ValueError(f"aligned must be at least 1 frame; got {aligned}")
+            raise InputError(f"aligned must be at least 1 frame; got {aligned}")
         self.aligned = aligned
 
     def __call__(
@@ -239,7 +240,7 @@ class VideoSampler(_Sampler):
         if draws is not None:
             draws = [draws] if len(draws) == 2 and np.ndim(draws[0]) == 3 else list(draws)
             if len(draws) != len(sizes):
-                raise ValueError(f"draws must be one pair (u, v) a clip; got {len(draws)} for {len(sizes)} clips")
+                raise InputError(f"draws must be one pair (u, v) a clip; got {len(draws)} for {len(sizes)} clips")
             return draws
         if not train:
             return [None] * len(sizes)
@@ -406,7 +407,7 @@ class ImageSampler(_Sampler):
         for name, value in given.items():
             values = list(value) if isinstance(value, Sequence | np.ndarray | torch.Tensor) else [value] * count
             if len(values) != count:
-                raise ValueError(f"{name} must be one a image; got {len(values)} for {count} images")
+                raise InputError(f"{name} must be one a image; got {len(values)} for {count} images")
             columns[name] = values
         if train:
             for k, size in enumerate(sizes):
@@ -421,7 +422,7 @@ def _cpu_kernel():
     try:
         from sama.kernels import cpu
     except ImportError as error:
-        raise ImportError('backend "cpu" needs numba: pip install numba') from error
+        raise MissingLibraryError('backend "cpu" needs numba: pip install numba') from error
     return cpu
 
 
@@ -439,7 +440,7 @@ def _video_sources(clips) -> list[Source]:
         return [_clip(clips)]
     clips = list(clips)
     if not clips:
-        raise ValueError("no clips: got an empty list, expected at least one clip")
+        raise InputError("no clips: got an empty list, expected at least one clip")
     if isinstance(clips[0], Frame):
         return [_same_size(clips)]
     return [clip if isinstance(clip, Clip) else _source(clip) for clip in clips]
@@ -451,7 +452,7 @@ def _source(clip) -> Source:
 
 def _clip(clip) -> Clip:
     if clip.ndim != 4 or clip.shape[3] != 3 or 0 in clip.shape:
-        raise ValueError(f"a clip must have shape [T, H, W, 3] with T, H, W from 1 on; got {list(clip.shape)}")
+        raise InputError(f"a clip must have shape [T, H, W, 3] with T, H, W from 1 on; got {list(clip.shape)}")
     if str(clip.dtype).removeprefix("torch.") != "uint8":
         raise TypeError(f"a clip must be uint8, 0..255, as decoders give it; got {clip.dtype}")
     return Clip("rgb", (clip,))
@@ -465,7 +466,7 @@ def _same_size(frames: list[Frame]) -> list[Frame]:
         )
     sizes = {(frame.height, frame.width) for frame in frames}
     if len(sizes) != 1:
-        raise ValueError(f"frames of one clip must have the same size; got {sorted(sizes)} (height, width)")
+        raise InputError(f"frames of one clip must have the same size; got {sorted(sizes)} (height, width)")
     return frames
 
 
@@ -474,12 +475,12 @@ def _image_arrays(images) -> list:
         images = list(images) if images.ndim == 4 else [images]
     images = list(images)
     if not images:
-        raise ValueError("no images: got an empty list, expected at least one image")
+        raise InputError("no images: got an empty list, expected at least one image")
     for image in images:
         if not isinstance(image, torch.Tensor | np.ndarray):
             raise TypeError(f"an image must be a uint8 [H, W, 3] tensor or array; got {type(image).__name__}")
         if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise ValueError(f"an image must have shape [H, W, 3] with H and W from 1 on; got {list(image.shape)}")
+            raise InputError(f"an image must have shape [H, W, 3] with H and W from 1 on; got {list(image.shape)}")
         if str(image.dtype).removeprefix("torch.") != "uint8":
             raise TypeError(f"an image must be uint8, 0..255; got {image.dtype}")
     return images
@@ -492,7 +493,7 @@ def _enlarged_size(height: int, width: int) -> tuple[int, int]:
         return height, width
     size = int(height * ENLARGE_BELOW / short), int(width * ENLARGE_BELOW / short)
     if max(size) > LONGEST_SIDE:
-        raise ValueError(
+        raise InputError(
             f"an image of {width}x{height} pixels is too narrow: enlarged to {ENLARGE_BELOW} on its shorter side it "
             f"would have {max(size):,} on the longer; at most {LONGEST_SIDE:,}"
         )
@@ -528,7 +529,7 @@ def _device(sources: list[Source]) -> torch.device:
         for plane in pictures.planes
     }
     if len(devices) != 1:
-        raise ValueError(f"all clips must be on one device; got {sorted(map(str, devices))}")
+        raise InputError(f"all clips must be on one device; got {sorted(map(str, devices))}")
     return devices.pop()
 
 

@@ -22,16 +22,14 @@ from pathlib import Path
 import torch
 
 from sama.decode import DECODERS, open_video
-from sama.feed import BEGUN, Ended, Meter, Ticket, ahead, decoder_name, held_bytes, reason
-from sama.files import check_kind, read_image
+from sama.decode.images import read_image
+from sama.errors import InputError, OutputError, reason
+from sama.feed import BEGUN, Ended, Meter, Ticket, ahead, decoder_name, held_bytes
+from sama.files import check_kind, replace_file
 from sama.model import QualityModel
 
 CLIPS_AHEAD = 4  # sampled clips that wait for the model, a file
 FORMATS = (".csv", ".jsonl", ".json")
-
-
-class OutputError(Exception):
-    """The output file cannot be written, or cannot be gone on with."""
 
 
 @dataclass
@@ -79,7 +77,7 @@ def score_files(
     meter: is told how long the model waited for decoding
     """
     if decoder not in ("auto", *DECODERS):
-        raise ValueError(f"unknown decoder {decoder!r}; known: auto, {', '.join(DECODERS)}")
+        raise InputError(f"unknown decoder {decoder!r}; known: auto, {', '.join(DECODERS)}")
     workers = workers or min(4, max(1, (os.cpu_count() or 1) // 2))
     settings = describe(model, every_seconds)
     waiting: deque[_Open] = deque()
@@ -242,16 +240,6 @@ class Journal:
         rows = sorted(self.rows.values(), key=lambda row: place.get(row.path, -1))
         replace_file(self.out, table(rows, self.out.suffix.lower()))
         self.partial.unlink()
-
-
-def replace_file(path: Path, content: bytes):
-    """Write a file so that at any moment either the old or the new content is there, whole."""
-    unfinished = path.with_name(path.name + ".tmp")
-    with open(unfinished, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
 
 
 def _line(row: Row) -> bytes:

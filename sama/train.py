@@ -35,12 +35,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sama.config import Config
 from sama.data import Item, leakage, named_split, protocol_split, read_labels, with_split
+from sama.devices import pick_device
+from sama.errors import InputError
 from sama.feed import Batch, Feed
+from sama.files import replace_file
 from sama.kernels.layout import PATCH
 from sama.losses import image_loss, video_loss
 from sama.report import Log, write_sweep
 from sama.sampler import ImageSampler, VideoSampler
-from sama.score import replace_file
 
 CONFIGS = Path(__file__).parent / "configs"
 WHITENING_FILES, WHITENING_FLOOR = 64, 1e-4  # the floor is below the power of an image's weakest component
@@ -105,7 +107,7 @@ def train(config: Config) -> dict[str, Any]:
             if stepping:
                 norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf)
                 if not norm.isfinite():  # the same on all ranks; the last checkpoint stays good
-                    raise ValueError(
+                    raise InputError(
                         f"gradients are not finite in epoch {epoch + 1}, batch {batch.index + 1}: lower lr"
                     )
                 lr = schedule.get_last_lr()[0]
@@ -121,7 +123,7 @@ def train(config: Config) -> dict[str, Any]:
 
         log.failures([failed for part in ranks.all(log.failed) for failed in part.items()])
         if sum(ranks.all(log.files)) == 0 and log.started_whole:
-            raise ValueError(f"none of the {len(sets['train'])} training files could be read: {log.first_failure()}")
+            raise InputError(f"none of the {len(sets['train'])} training files could be read: {log.first_failure()}")
         final = epoch + 1 == config.optim.epochs
         record = log.end(epoch)
         if validated and (final or (epoch + 1) % config.evaluate_every == 0):
@@ -234,7 +236,7 @@ def whiten(model: nn.Module, config: Config, items: Sequence[Item], ranks: Ranks
     feed = make_feed(config, items[:: max(1, len(items) // WHITENING_FILES)], alone, train=True)
     inputs = [batch.x for batch in feed.epoch() if batch.x is not None]
     if not inputs:
-        raise ValueError("model.whiten: none of the files could be read")
+        raise InputError("model.whiten: none of the files could be read")
     x = torch.cat(inputs)
     x = x if x.shape[-1] == 3 * math.prod(PATCH) and x.shape[1] != 3 else cut_patches(x)
     patches = x.flatten(0, -2)[::7].double()
@@ -293,7 +295,7 @@ def datasets(config: Config) -> dict[str, list[Item]]:
             sets["test"] = with_split(items, data.test)
             shared = leakage({"train": train, "test": sets["test"]})
             if shared:
-                raise ValueError(
+                raise InputError(
                     f"{len(shared)} contents are in {data.train} and {data.test}: {', '.join([*shared][:5])}"
                 )
             shared = leakage({"val": val, "test": sets["test"]})
@@ -312,15 +314,15 @@ def datasets(config: Config) -> dict[str, list[Item]]:
     for test in data.tests:
         name = test.name or Path(test.labels).stem
         if name in sets:
-            raise ValueError(f"two sets are called {name!r}: give each of data.tests a name of its own")
+            raise InputError(f"two sets are called {name!r}: give each of data.tests a name of its own")
         sets[name] = read_labels(test.labels, test.root)
         both = [item.path for item in sets[name] if os.path.realpath(item.path) in learnt]
         if both:
-            raise ValueError(f"{len(both)} files of set {name!r} are in the training set too: {', '.join(both[:3])}")
+            raise InputError(f"{len(both)} files of set {name!r} are in the training set too: {', '.join(both[:3])}")
     known = sorted({*sets} - {"train"})
     unknown = [name for name in data.validate if name not in (*known, "val")]
     if unknown:
-        raise ValueError(f"data.validate names {', '.join(map(repr, unknown))}; the sets are {', '.join(known)}")
+        raise InputError(f"data.validate names {', '.join(map(repr, unknown))}; the sets are {', '.join(known)}")
     return sets
 
 
@@ -328,7 +330,7 @@ def check_some_exist(sets: dict[str, list[Item]]):
     """ValueError for a set of which no file exists: most likely its root is wrong, which is to come out at once."""
     for name, items in sets.items():
         if not any(os.path.exists(item.path) for item in items):
-            raise ValueError(
+            raise InputError(
                 f"none of the {len(items)} files of the set {name!r} exists, the first of them {items[0].path}: is the "
                 "root right (data.root, or that of data.tests)?"
             )
@@ -415,16 +417,15 @@ class Ranks:
     @classmethod
     def join(cls, device: str) -> Ranks:
         count = int(os.environ.get("WORLD_SIZE", "1"))
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        chosen = pick_device(device)
         if count == 1:
-            return cls(0, 1, torch.device(device))
-        if device == "cuda":
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
-            torch.cuda.set_device(device)
+            return cls(0, 1, chosen)
+        if chosen.type == "cuda" and chosen.index is None:
+            chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(chosen)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-        return cls(dist.get_rank(), count, torch.device(device))
+            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        return cls(dist.get_rank(), count, chosen)
 
     @property
     def first(self) -> bool:
@@ -501,13 +502,13 @@ def read_state(out: Path, config: Config, sets: dict[str, list[Item]], ranks: Ra
         out.mkdir(parents=True, exist_ok=True)
         return State(digest=digest(sets), where=where)
     if not config.resume:
-        raise ValueError(f"{out} holds a run already: --resume true goes on with it, or give another --out")
+        raise InputError(f"{out} holds a run already: --resume true goes on with it, or give another --out")
     saved = torch.load(path, map_location="cpu", weights_only=True)
     if saved["config"] != told(config):
         differing = [key for key in told(config) if saved["config"].get(key) != told(config)[key]]
-        raise ValueError(f"{out} was trained with other settings of {', '.join(differing)}: give another --out")
+        raise InputError(f"{out} was trained with other settings of {', '.join(differing)}: give another --out")
     if saved["digest"] != digest(sets):
-        raise ValueError(f"{out} was trained on other files or labels: the label file has changed; give another --out")
+        raise InputError(f"{out} was trained on other files or labels: the label file has changed; give another --out")
     changed = [f"{key} {was}, now {where[key]}" for key, was in saved["where"].items() if was != where[key]]
     if changed and ranks.first:
         print(f"{out} goes on, but not exactly as it would have: {'; '.join(changed)}", file=sys.stderr)
@@ -643,7 +644,7 @@ def parse_sampling(text: str, config: Config):
     mode, *sizes = text.split()
     pairs = [tuple(int(part) for part in size.split("x") if part.isdigit()) for size in sizes]
     if len(pairs) not in (0, 2) or any(len(pair) != 2 for pair in pairs):
-        raise ValueError(f'sweep.samplings takes "mode" or "mode ROWSxCOLUMNS ROWSxCOLUMNS"; got {text!r}')
+        raise InputError(f'sweep.samplings takes "mode" or "mode ROWSxCOLUMNS ROWSxCOLUMNS"; got {text!r}')
     geometry = dict(zip(("grid", "fragment"), pairs))
     return dataclasses.replace(config.sampling, mode=mode, **geometry)
 

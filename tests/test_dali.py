@@ -19,8 +19,9 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from media import full_decode, planes_of, set_display_matrix, write_video
 
 import sama
-from sama.decode import DecodeError, open_video
+from sama.decode import open_video
 from sama.decode import pyav as pyav_decoder
+from sama.errors import DecodeError
 from sama.frames import Clip
 from sama.kernels import reference
 from sama.kernels.color import correction

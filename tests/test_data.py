@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from sama import cli
-from sama.data import Item, LabelError, check, leakage, named_split, protocol_split, read_labels, with_split
+from sama.data import Item, check, leakage, named_split, protocol_split, read_labels, with_split
+from sama.errors import LabelError
 
 INDEX_FIRST = {"movflags": "faststart"}  # as downloads of the web have it
 

@@ -18,8 +18,9 @@ import pytest
 from av.video.reformatter import ColorRange, Colorspace
 from media import full_decode, patch_box, picture, planes_of, set_display_matrix, write_audio, write_video
 
-from sama.decode import DECODERS, DecodeError, Decoder, open_video
+from sama.decode import DECODERS, Decoder, open_video
 from sama.decode import pyav as pyav_decoder
+from sama.errors import DecodeError
 from sama.frames import Frame
 from sama.kernels.color import YUV_TO_RGB
 

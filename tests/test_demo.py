@@ -13,7 +13,7 @@ from skimage.metrics import structural_similarity
 from sama import demo
 from sama.cli import main
 from sama.decode import open_video
-from sama.files import read_image
+from sama.decode.images import read_image
 
 TINY = demo.Settings(("coins", "coffee"), ("blur", "x264", "stutter", "vp9"), versions=3, num_frames=12)
 

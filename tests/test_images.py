@@ -16,8 +16,10 @@ from tolerances import PIXEL, VALUE, assert_close
 
 import sama
 import sama.sampler
-from sama import DecodeError, cli, files
-from sama.files import expand, read_image
+from sama import DecodeError, cli
+from sama.decode import images as image_files
+from sama.decode.images import read_image
+from sama.files import check_kind, expand
 from sama.kernels import enlarge
 from sama.model import QualityModel
 from sama.models import ImageQuality
@@ -97,9 +99,9 @@ def test_jpeg_as_pillow_decodes_it(tmp_path, monkeypatch, subsampling, progressi
             expected = np.asarray(image.convert("RGB"))
         assert (read_image(path) == expected).all()
         with path.open("rb") as file, Image.open(path) as image:
-            assert (files._decode_jpeg(file, image) == expected).all()
+            assert (image_files._decode_jpeg(file, image) == expected).all()
         with monkeypatch.context() as patch:
-            patch.setattr(files, "_decode_jpeg", lambda *_: None)
+            patch.setattr(image_files, "_decode_jpeg", lambda *_: None)
             assert (read_image(path) == expected).all()
 
 
@@ -209,7 +211,7 @@ def test_orientation(tmp_path, orientation):
         picture, tolerance = (smooth, 4) if name == "x.jpg" else (NOISE, 0)
         save(tmp_path / name, picture, exif=exif, **({"lossless": True} if name == "x.webp" else {}))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(files, "STRIP_PIXELS", 5 * 34 if "strips" in name else files.STRIP_PIXELS)
+            patch.setattr(image_files, "STRIP_PIXELS", 5 * 34 if "strips" in name else image_files.STRIP_PIXELS)
             pixels = read_image(tmp_path / name)
         assert_close(pixels, ORIENTED[orientation](picture), tolerance)
         assert min(pixels.strides) > 0
@@ -252,7 +254,7 @@ def test_100_megapixels(tmp_path):
 import resource, sys, warnings
 warnings.simplefilter("error")
 import numpy as np, simplejpeg
-from sama.files import read_image
+from sama.decode.images import read_image
 read_image(sys.argv[2])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 pixels = read_image(sys.argv[1])
@@ -293,7 +295,7 @@ def test_heic(tmp_path, monkeypatch):
     """With pillow-heif it is read; without, the reason says what is missing."""
     (tmp_path / "x.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
     with monkeypatch.context() as patch:
-        patch.setattr(files, "find_spec", lambda name: None)
+        patch.setattr(image_files, "find_spec", lambda name: None)
         patch.delitem(Image.OPEN, "HEIF", raising=False)
         assert reason(tmp_path / "x.heic") == "HEIC image: reading it takes pillow-heif (pip install pillow-heif)"
     heif = pytest.importorskip("pillow_heif")
@@ -516,10 +518,10 @@ def test_the_command_takes_a_folder_of_images(odd_files, tmp_path, monkeypatch, 
 def test_a_gif_is_an_image_or_a_video(tmp_path):
     gif, still = save(tmp_path / "x.gif", NOISE), save(tmp_path / "x.png", NOISE)
     for kind in ("image", "video"):
-        files.check_kind(gif, kind)
-    files.check_kind(still, "image")
+        check_kind(gif, kind)
+    check_kind(still, "image")
     with pytest.raises(DecodeError, match="is an image; the model scores videos"):
-        files.check_kind(still, "video")
+        check_kind(still, "video")
     assert expand([str(tmp_path)], kind="image") == [str(gif), str(still)]
     assert expand([str(tmp_path)], kind="video") == []
 
@@ -532,28 +534,3 @@ def test_the_process_is_left_as_it_was(tmp_path):
     assert list(Image.ID)[: len(formats)] == formats
     with pytest.raises(Image.DecompressionBombError):
         Image.open(io.BytesIO(png(60_000, 60_000, bytes(9))))
-
-
-def test_dali_gives_the_same_images_and_reasons(odd_files):
-    """On the CPU: JPEGs by DALI, to the bit as Pillow decodes them, turned ones too; other files as ever."""
-    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-    from sama.decode import dali_images
-
-    root, good, _ = odd_files
-    names = ["a.jpg", "cut.jpg", "turned-3.jpg", "turned-6.jpg", "turned-8.jpg", "grey.jpg", "progressive.jpg"]
-    names += ["cmyk.jpg", "alpha.png", "header-only.jpg", "pipe.png", "bomb.png", "text.jpg"]
-    paths = [root / name for name in names]
-    by_dali = [name for name, path in zip(names, paths) if files.read_jpeg_header(path)]
-    assert {"a.jpg", "turned-6.jpg", "grey.jpg", "progressive.jpg"} <= set(by_dali) <= set(names[:7])
-    results = dict(zip(names, dali_images.read_images(paths, "cpu")))
-    for name, path in zip(names, paths):
-        if name in good:
-            assert torch.equal(results[name], torch.from_numpy(read_image(path))), name
-        else:
-            assert results[name].reason == reason(path)
-    images = [results[name] for name in names if name in good]
-    expected = sama.ImageSampler()([read_image(root / name) for name in names if name in good])
-    assert torch.equal(sama.ImageSampler()(images), expected)
-    (alone,) = dali_images.read_images([root / "turned-6.jpg"], "cpu")
-    assert torch.equal(alone, results["turned-6.jpg"])
-    assert dali_images.read_images([], "cpu") == []

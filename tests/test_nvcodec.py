@@ -13,7 +13,8 @@ from av.video.reformatter import ColorRange, Colorspace
 from media import set_display_matrix, write_video
 
 import sama
-from sama.decode import DecodeError, open_video
+from sama.decode import open_video
+from sama.errors import DecodeError
 
 SIZE = (160, 144)
 IRREGULAR_MS = np.cumsum(np.random.default_rng(5).integers(3, 90, 60)).tolist()
@@ -40,7 +41,7 @@ def nvcodec(monkeypatch):
     monkeypatch.delitem(sys.modules, "sama.decode.nvcodec", raising=False)
     from sama.decode import nvcodec
 
-    monkeypatch.setattr(nvcodec, "pick_device", lambda device: torch.device("cpu"))
+    monkeypatch.setattr(nvcodec, "pick_device", lambda device, numbered: torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 9))
     yield nvcodec
     sys.modules.pop("sama.decode.nvcodec", None)
@@ -148,7 +149,7 @@ def test_says_that_there_is_no_gpu(monkeypatch, clip):
     monkeypatch.delitem(sys.modules, "sama.decode.nvcodec", raising=False)
     from sama.decode.nvcodec import NvcodecVideo
 
-    with pytest.raises(RuntimeError, match="needs an NVIDIA GPU"):
+    with pytest.raises(RuntimeError, match="torch finds no GPU"):
         NvcodecVideo(str(clip("h264.mp4")))
     with pytest.raises(ValueError, match='decodes on "cuda"; got cpu'):
         NvcodecVideo(str(clip("h264.mp4")), device="cpu")

@@ -20,8 +20,9 @@ from PIL import Image
 
 import sama
 from sama import cli
+from sama.errors import NoWeightsError
 from sama.files import expand
-from sama.model import NoWeightsError, random_model
+from sama.model import random_model
 from sama.models import VideoQuality, save_weights
 from sama.score import FORMATS, Journal, Row, read_journal, read_table, score_files
 

@@ -11,17 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from sama.models import (
-    CheckpointError,
-    ImageQuality,
-    VideoQuality,
-    build,
-    load_weights,
-    read_metadata,
-    save_weights,
-    swin2d,
-    swin3d,
-)
+from sama.errors import CheckpointError
+from sama.models import ImageQuality, VideoQuality, build, load_weights, read_metadata, save_weights, swin2d, swin3d
 
 
 def nano(model, seed=0):

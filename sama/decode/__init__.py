@@ -17,30 +17,14 @@ from importlib.util import find_spec
 from os import PathLike, fsdecode
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
+from sama.errors import InputError, MissingLibraryError
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
     from sama.decode.pyav import PyavVideo
     from sama.frames import Frame
-
-
-class DecodeError(Exception):
-    """A file that cannot be read as a video: `path` and `reason`. The only error that a bad file raises."""
-
-    def __init__(self, path: str, reason: str):
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
-
-
-def bare(error: Exception) -> Exception:
-    """The error without its traceback, which would keep the frames of its job in memory."""
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)
 
 
 @dataclass(frozen=True)
@@ -138,13 +122,15 @@ def open_video(
     decoder or a bad thread count; ImportError where the decoder's library is not installed.
     """
     if decoder != "auto" and decoder not in DECODERS:
-        raise ValueError(f"unknown decoder {decoder!r}; known: auto, {', '.join(DECODERS)}")
+        raise InputError(f"unknown decoder {decoder!r}; known: auto, {', '.join(DECODERS)}")
     if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, or None; got {threads}")
+        raise InputError(f"threads must be at least 1, or None; got {threads}")
     name = "pyav" if decoder == "auto" else decoder
     chosen = DECODERS[name]
     if not chosen.available():
-        raise ImportError(f"no library to decode with (decoder={decoder!r}); install it with `{chosen.install}`")
+        raise MissingLibraryError(
+            f"no library to decode with (decoder={decoder!r}); install it with `{chosen.install}`"
+        )
     video_class = getattr(import_module(chosen.module), chosen.cls)
     if chosen.gpu:
         return video_class(fsdecode(path), threads=threads, device=device)

@@ -28,9 +28,11 @@ import numpy as np
 import nvidia.dali.experimental.dynamic as ndd
 import torch
 
-from sama.decode import DecodeError, VideoInfo, bare
+from sama.decode import VideoInfo
 from sama.decode.nvdec import PLANES_8_BIT, gpu_decodable
 from sama.decode.pyav import Orientation, PyavVideo
+from sama.devices import pick_device
+from sama.errors import DecodeError, InputError, without_traceback
 from sama.frames import Clip, Correction, Frame
 from sama.kernels import reference
 from sama.kernels.color import correction
@@ -54,7 +56,9 @@ class DaliDecoder:
     """
 
     def __init__(self, device: str | torch.device | None = None, *, threads: int | None = None):
-        self.device = pick_device(device)
+        self.device = pick_device(device, numbered=True)
+        if self.device.type not in ("cpu", "cuda"):
+            raise InputError(f'DALI decodes on "cpu" or "cuda"; got {device}')
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._context = None
         if threads is not None:
@@ -76,12 +80,12 @@ class DaliDecoder:
         for place, (target, indices) in enumerate(requests):
             numbers = np.asarray(indices, np.int64)
             if numbers.ndim != 1 or not len(numbers):
-                raise ValueError(f"a request needs a list of frame numbers, at least one; got shape {numbers.shape}")
+                raise InputError(f"a request needs a list of frame numbers, at least one; got shape {numbers.shape}")
             try:
                 video = target if isinstance(target, DaliVideo) else DaliVideo(target, decoder=self)
                 jobs.append(_Job.of(place, video, numbers))
             except DecodeError as error:
-                results[place] = bare(error)
+                results[place] = without_traceback(error)
         for job, result in self._decode(jobs):
             results[job.place] = result
         return results
@@ -107,7 +111,7 @@ class DaliDecoder:
                 with self._aside():
                     results.append(job.clip(tensor))
             except DecodeError as error:
-                results.append(bare(error))
+                results.append(without_traceback(error))
         if self._stream:
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self._stream)
@@ -167,7 +171,7 @@ class DaliVideo:
     def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, Frame]]:
         """As `sama.decode.Video.frames`. `CHUNK_BYTES` of frames are decoded, and held, at a time."""
         if self._closed:
-            raise ValueError(f"{self.info.path}: the video is closed")
+            raise InputError(f"{self.info.path}: the video is closed")
         return self._frames(self.index.checked(indices))
 
     def _frames(self, wanted: list[int]) -> Iterator[tuple[int, Frame]]:
@@ -244,21 +248,6 @@ class _Job:
             if int(reference.to_rgb(frame).max()) > BLACK:
                 reason = f"damaged: DALI gave frame {n} as black without an error, and it is not"
                 raise DecodeError(self.video.info.path, reason)
-
-
-def pick_device(device: str | torch.device | None) -> torch.device:
-    """The device that is meant, a GPU with its number."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f'DALI decodes on "cpu" or "cuda"; got {device}')
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise RuntimeError(f"no GPU for {device}: torch.cuda.is_available() is false")
-        if device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())
-    return device
 
 
 def refusal(video: PyavVideo, device: torch.device) -> str | None:

@@ -19,16 +19,18 @@ import numpy as np
 import torch
 from av.bitstream import BitStreamFilterContext
 
-from sama.decode import DecodeError, VideoInfo
+from sama.decode import VideoInfo
 from sama.decode.nvdec import gpu_decodable
 from sama.decode.pyav import PyavVideo, Source
+from sama.devices import pick_device
+from sama.errors import DecodeError, InputError, MissingLibraryError
 from sama.frames import Frame
 
 try:
     import PyNvVideoCodec
 except RuntimeError as error:  # what it raises, with pages of advice, where the driver's video libraries are missing
     reason = str(error).partition("\n")[0]
-    raise ImportError(f"PyNvVideoCodec is installed, but cannot be used: {reason}") from error
+    raise MissingLibraryError(f"PyNvVideoCodec is installed, but cannot be used: {reason}") from error
 
 CODECS = {"h264": "H264", "hevc": "HEVC", "vp8": "VP8", "vp9": "VP9", "av1": "AV1"}  # names in cudaVideoCodec
 # Units with start codes, as the GPU's parser wants them; parameter sets before every key frame, where a run may begin.
@@ -52,7 +54,9 @@ class NvcodecVideo:
         index: PyavVideo | None = None,
     ):
         path = fsdecode(path)
-        self.device = pick_device(device)
+        if torch.device(device or "cuda").type != "cuda":
+            raise InputError(f'PyNvVideoCodec decodes on "cuda"; got {device}')
+        self.device = pick_device(device or "cuda", numbered=True)
         self.index = index or PyavVideo(path)
         self._closed = False
         try:
@@ -68,7 +72,7 @@ class NvcodecVideo:
     def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, Frame]]:
         """As `sama.decode.Video.frames`. Memory does not grow with the number of frames."""
         if self._closed:
-            raise ValueError(f"{self.info.path}: the video is closed")
+            raise InputError(f"{self.info.path}: the video is closed")
         return self._frames(self.index.checked(indices))
 
     def seconds(self, indices: Iterable[int]) -> np.ndarray:
@@ -191,16 +195,6 @@ def _filter(codec: str, source: Source):
     if codec not in FILTERS:
         return lambda packet: [packet]
     return BitStreamFilterContext(FILTERS[codec], source.stream).filter
-
-
-def pick_device(device: str | torch.device | None) -> torch.device:
-    """The GPU that is meant, with its number."""
-    device = torch.device(device or "cuda")
-    if device.type != "cuda":
-        raise ValueError(f'PyNvVideoCodec decodes on "cuda"; got {device}')
-    if not torch.cuda.is_available():
-        raise RuntimeError("PyNvVideoCodec needs an NVIDIA GPU: torch.cuda.is_available() is false")
-    return torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
 
 
 def refusal(video: PyavVideo, device: torch.device) -> str | None:

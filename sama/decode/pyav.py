@@ -26,7 +26,8 @@ from av.container import Flags
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from sama.decode import DecodeError, VideoInfo
+from sama.decode import VideoInfo
+from sama.errors import DecodeError, InputError
 from sama.frames import Frame, Matrix
 
 MAX_THREADS = 4
@@ -112,7 +113,7 @@ class PyavVideo:
     def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, Frame]]:
         """As `sama.decode.Video.frames`. Memory does not grow with the number of frames."""
         if self._closed:
-            raise ValueError(f"{self._path}: the video is closed")
+            raise InputError(f"{self._path}: the video is closed")
         return self._frames(self.checked(indices))
 
     def seconds(self, indices: Iterable[int]) -> np.ndarray:

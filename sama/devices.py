@@ -1,0 +1,30 @@
+"""Which device is meant: one place that turns a user's word into a `torch.device` that exists."""
+
+from __future__ import annotations
+
+import torch
+
+from sama.errors import DeviceError, InputError
+
+
+def pick_device(device: str | torch.device | None = "auto", *, numbered: bool = False) -> torch.device:
+    """The device that `device` names, once it is known to be there.
+
+    device: "auto" or None is the GPU where there is one, else the CPU; otherwise any torch device
+    numbered: name the GPU by its number ("cuda:0", not "cuda"), as libraries other than torch need it
+    InputError for a word that names no device, DeviceError for a GPU that is not there.
+    """
+    if device is None or device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {device!r}; use auto, cpu, cuda, cuda:1, ... ({error})") from error
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available():
+            raise DeviceError(f"device {str(device)!r} was asked for, but torch finds no GPU; use device auto or cpu")
+        if (chosen.index or 0) >= torch.cuda.device_count():
+            raise DeviceError(f"device {str(device)!r} was asked for; torch finds {torch.cuda.device_count()} GPUs")
+        if numbered and chosen.index is None:
+            chosen = torch.device("cuda", torch.cuda.current_device())
+    return chosen
