@@ -25,13 +25,13 @@ from tqdm import tqdm
 
 import sama
 from sama import demo
-from sama.data import Item, read_labels, with_split
-from sama.evaluate import calibration, srocc_by_content
+from sama.evaluation import calibration, srocc_by_content
+from sama.labels import Item, read_labels, with_split
 from sama.metrics import bootstrap, metrics
 from sama.model import DEFAULT_WEIGHTS
 from sama.models import build, save_weights
-from sama.report import with_pristine
-from sama.score import score_files
+from sama.scoring import score_files
+from sama.training.report import with_pristine
 
 BARS = {"seen": 0.85, "unseen": 0.6}  # mean SROCC within a content: over all kinds trained on; of each other kind
 LARGE = demo.Settings(tuple(f"large-collage-{n}" for n in range(900, 906)))

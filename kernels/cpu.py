@@ -11,10 +11,12 @@ numba without the GIL, and kept on disk. Everything is indexed in place, unsigne
 
 from __future__ import annotations
 
+import logging
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -26,7 +28,7 @@ from sama.kernels.color import YUV_TO_RGB
 from sama.kernels.layout import OutputLayout, addresses
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
 
@@ -35,6 +37,11 @@ if TYPE_CHECKING:
 
 PREFETCH_ROWS = 2  # how far ahead memory is asked for: addresses jump from row to row, so the processor cannot guess
 CACHE_LINE = 64
+SILENT_SECONDS = 1.0  # of compiling, before a message says what takes so long; loading from disk takes less
+
+_log = logging.getLogger("sama")
+_compiling = threading.Lock()
+_kernels: dict[tuple[str, bool], Callable[..., None]] = {}
 
 _ONE, _HALF = np.float32(1), np.float32(0.5)
 _U1 = np.uint64(1)
@@ -411,9 +418,39 @@ def _constant(dtype, ndim):
     return types.Array(dtype, ndim, "C", readonly=True)
 
 
-@cache
+def prepare(kind: Literal["rgb", "yuv"], dtype: torch.dtype) -> None:
+    """Compile the kernel for sources and outputs of a kind now, so that no measurement counts it as something else."""
+    import torch
+
+    _compiled(kind, dtype != torch.float32)
+
+
 def _compiled(kind: str, half: bool):
-    """Kernel of "rgb", "corrected", "yuv" or "turned" sources, float32 or 16-bit output, compiled when needed."""
+    """The compiled kernel for "rgb", "corrected", "yuv" or "turned" sources and float32 or 16-bit output.
+
+    Says so where compiling takes longer than `SILENT_SECONDS`: it happens once, then the code is kept on disk.
+    """
+    kernel = _kernels.get((kind, half))
+    if kernel is not None:
+        return kernel
+    with _compiling:
+        if (kind, half) not in _kernels:
+            message = threading.Timer(SILENT_SECONDS, _announce)
+            message.daemon = True
+            message.start()
+            try:
+                _kernels[kind, half] = _compile(kind, half)
+            finally:
+                message.cancel()
+    return _kernels[kind, half]
+
+
+@cache
+def _announce() -> None:
+    _log.warning("compiling the CPU kernel, once")
+
+
+def _compile(kind: str, half: bool):
     planes, table = [types.UniTuple(int64, 3), types.UniTuple(int64, 4)], _constant(int64, 1)
     geometry = [_constant(float32, 2), _constant(int32, 4), _PAIR, _PAIR, _PAIR]
     scaling = [_constant(float32, 1)] * 2

@@ -54,3 +54,8 @@ def addresses(layout: OutputLayout, frames: int, height: int, width: int) -> Add
         y // PATCH[1] * out[2] * out[3] + y % PATCH[1] * PATCH[2],
         x // PATCH[2] * out[3] + x % PATCH[2],
     )
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up."""
+    return -(-a // b)

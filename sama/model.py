@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -103,6 +103,25 @@ def load_model(
     return QualityModel(built.model, built.metadata, name, device, dtype=dtype, compile=compile, report=built.report)
 
 
+def score(
+    source: str | os.PathLike | np.ndarray | torch.Tensor,
+    *,
+    weights: str | os.PathLike | None = None,
+    device: str = "auto",
+    every_seconds: float | None = None,
+    fps: float | None = None,
+    decoder: str = "auto",
+) -> Result:
+    """Score one file, or pixels, in one call: `load_model(weights, device).score(source, ...)`.
+
+    r = sama.score("video.mp4")
+    r.score, r.clips, r.timeline
+
+    A model is loaded at every call; to score several files, load it once with `load_model`, or use `sama score`.
+    """
+    return load_model(weights, device).score(source, every_seconds=every_seconds, fps=fps, decoder=decoder)
+
+
 def random_model(kind: str = "video", device: str = "auto", *, mode: str = "sama", **options) -> QualityModel:
     """A model with random weights (always the same ones), to try things out; its name says that scores mean nothing."""
     from sama.models import ImageQuality, VideoQuality
@@ -149,9 +168,13 @@ class QualityModel:
             fits = self.clip_len % PATCH[0] == 0 and all(size % PATCH[1] == 0 for size in settings["fragment"])
             self.sampler = VideoSampler(metadata["mode"], **settings, layout="patches" if fits else "video")
 
+    def __repr__(self) -> str:
+        scale = f", calibrated to {self.scale}" if self.scale else ""
+        return f"<QualityModel for {self.kind}s: {self.name}; {self.settings}; on {self.device}{scale}>"
+
     @property
-    def kind(self) -> str:
-        """ "video" or "image"."""
+    def kind(self) -> Literal["video", "image"]:
+        """What the model scores."""
         return self.metadata["kind"]
 
     @property
@@ -159,8 +182,23 @@ class QualityModel:
         return self.metadata["clip_len"]
 
     @property
+    def scale(self) -> str | None:
+        """The name of the labels' scale that the checkpoint is calibrated to, if any."""
+        calibration = self.metadata.get("calibration")
+        return calibration["scale"] if calibration else None
+
+    @property
+    def default_batch(self) -> int:
+        """Clips that go through the model at once unless the user says otherwise: 1 on a CPU, 8 on a GPU."""
+        return 1 if self.device.type == "cpu" else 8
+
+    def describe(self, every_seconds: float | None = None) -> str:
+        """What a score depends on beside the weights, in one line. every_seconds: as in `score`"""
+        return self.settings if every_seconds is None else f"{self.settings}, one clip every {every_seconds:g} s"
+
+    @property
     def settings(self) -> str:
-        """What else a score depends on, in a line."""
+        """Sampling mode, clips and precision, in one line."""
         dtype = str(self.dtype).removeprefix("torch.") + (", compiled" if self.compiled else "")
         if self.kind == "image":
             return f"{self.metadata['mode']}, {dtype}"

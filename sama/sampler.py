@@ -120,6 +120,11 @@ class _Sampler:
             )
         return self.backend
 
+    def prepare(self, device: torch.device) -> None:
+        """Compile the kernel that frames on a device most often need, so that later calls do not wait for it."""
+        if self._choose(device) == "cpu":
+            _cpu_kernel().prepare("yuv" if self.modes is VIDEO_MODES else "rgb", self.dtype)
+
     def _writer(self, plan: Plan, out: torch.Tensor):
         return _cpu_kernel().Writer(plan, out, layout=self.layout, **self._scaling)
 

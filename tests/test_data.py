@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from sama import cli
-from sama.data import Item, check, leakage, named_split, protocol_split, read_labels, with_split
+from sama.check import check
 from sama.errors import LabelError
+from sama.labels import Item, leakage, named_split, protocol_split, read_labels, with_split
 
 INDEX_FIRST = {"movflags": "faststart"}  # as downloads of the web have it
 

@@ -12,8 +12,9 @@ from PIL import Image
 
 import sama
 from sama import cli
-from sama.data import Item, protocol_split
-from sama.evaluate import calibration, evaluate_predictions, markdown, report, save_calibrated, write_report
+from sama.evaluation import calibration, evaluate_predictions, markdown, report, save_calibrated
+from sama.evaluation_report import write_report
+from sama.labels import Item, protocol_split
 from sama.metrics import NAMES, logistic_fit, metrics
 from sama.models import VideoQuality, save_weights
 from sama.models.weights import read_metadata

@@ -22,9 +22,10 @@ import sama
 from sama import cli
 from sama.errors import NoWeightsError
 from sama.files import expand
+from sama.journal import FORMATS, Journal, Row, read_journal, read_table
 from sama.model import random_model
 from sama.models import VideoQuality, save_weights
-from sama.score import FORMATS, Journal, Row, read_journal, read_table, score_files
+from sama.scoring import score_files
 
 SETTINGS = {"mode": "sama", "grid": [7, 7], "fragment": [32, 32], "clip_len": 8, "interval": 2, "num_clips": 2}
 

@@ -20,10 +20,10 @@ from PIL import Image
 
 import sama
 from sama import train as training
-from sama.config import Config, Data, LabelledSet, Model, Optim, Sampling, Sweep
 from sama.models import save_weights
 from sama.models.swin3d import cut_patches
 from sama.train import configure, make_model, rate, run, train
+from sama.training.config import Config, Data, LabelledSet, Model, Optim, Sampling, Sweep
 
 SAMPLING = Sampling(grid=(2, 2), fragment=(16, 16), clip_len=4, interval=1, num_clips=1)
 MODEL = Model(size="nano", dropout=0.0, drop_path=0.0)
