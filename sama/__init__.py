@@ -5,7 +5,7 @@ Importing this package imports nothing heavy; what it offers is loaded when it i
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HOMES = {
     "VideoSampler": "sama.sampler",
