@@ -10,5 +10,5 @@ from setuptools import setup
 setup(
     packages=["sama", "sama.decode", "sama.kernels", "sama.models"],
     package_dir={"sama": "sama", "sama.kernels": "kernels", "sama.models": "models"},
-    package_data={"sama": ["configs/*.yaml", "weights/*"]},
+    package_data={"sama": ["py.typed", "configs/*.yaml", "weights/*"]},
 )
