@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 import sama
+from sama.backends import MEAN, STD
 from sama.frames import Clip
 from sama.kernels import layout as layouts
 from sama.kernels import reference
 from sama.kernels.color import correction
 from sama.plan import Plan, plan_video
-from sama.sampler import MEAN, STD
 
 SECTOR = 32  # bytes: the least that a GPU reads from its memory
 SOURCE_BYTES = 3 << 30  # decoded clips in rotation: many times the second-level cache

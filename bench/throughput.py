@@ -28,8 +28,8 @@ from measure import Row
 from tqdm import tqdm
 
 import sama
+from sama.backends import MEAN, STD
 from sama.kernels import reference
-from sama.sampler import MEAN, STD
 
 
 def main() -> int:

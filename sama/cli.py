@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
@@ -199,7 +199,7 @@ def score(options: Namespace) -> int:
 
 
 def print_rows(
-    rows: Iterable[Row], paths: Sequence[str], model: QualityModel, journal: Journal | None, meter: Meter
+    rows: Generator[Row], paths: Sequence[str], model: QualityModel, journal: Journal | None, meter: Meter
 ) -> int:
     """Print every row as it comes, and append it to the journal; returns the number of files that failed."""
     failed = 0

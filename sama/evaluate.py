@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ from sama.journal import FORMATS, Journal, Row, read_table
 from sama.labels import Item, read_labels, with_split
 from sama.model import DEFAULT_WEIGHTS, QualityModel
 from sama.scoring import score_files
+
+ProgressBar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class EvaluateOptions:
     workers: int | None = None
     decoder: str = "auto"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len({bool(value) for value in (self.calibrate, self.scale, self.save)}) > 1:
             raise InputError(
                 "--calibrate, --scale and --save go together: the fit, the scale's name, the file to write"
@@ -83,7 +85,7 @@ def run(
     options: EvaluateOptions,
     load: Callable[[Sequence[str]], QualityModel],
     *,
-    progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]],
+    progress: ProgressBar,
 ) -> Evaluation:
     """Read labels, score (or read scores), compare, write what is asked for.
 
@@ -95,7 +97,9 @@ def run(
     if options.split:
         items, title = with_split(items, options.split), f"{title}, split {options.split}"
     if options.predictions:
-        rows = _read_predictions(options, load([item.path for item in items]).name if options.calibrate else None)
+        rows = _read_predictions(
+            options.predictions, load([item.path for item in items]).name if options.calibrate else None
+        )
     else:
         rows = _score(options, load([item.path for item in items]), items, progress)
     predictions, failed = _match(rows, items, options)
@@ -116,12 +120,12 @@ def run(
         fitted = calibration(options.calibrate, evaluation.prediction, evaluation.mos, options.scale)
     if options.out:
         write_report(evaluation, options.out)
-    if fitted:
+    if fitted and options.save:
         save_calibrated(options.weights or DEFAULT_WEIGHTS, options.save, fitted, mode=options.mode)
     return evaluation
 
 
-def _score(options: EvaluateOptions, model: QualityModel, items: Sequence[Item], progress) -> list[Row]:
+def _score(options: EvaluateOptions, model: QualityModel, items: Sequence[Item], progress: ProgressBar) -> list[Row]:
     """A row for each path, by the model, or from an earlier run into the same folder."""
     paths = list(dict.fromkeys(item.path for item in items))
     journal = None
@@ -148,9 +152,9 @@ def _score(options: EvaluateOptions, model: QualityModel, items: Sequence[Item],
     return [rows[path] for path in paths]
 
 
-def _read_predictions(options: EvaluateOptions, model: str | None) -> list[Row]:
+def _read_predictions(table: str, model: str | None) -> list[Row]:
     """The rows of a table of scores; all by `model`, if that is given."""
-    path = Path(options.predictions)
+    path = Path(table)
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"{path}: cannot tell the format; the name must end in {', '.join(FORMATS)}")
     if not path.exists():
@@ -167,13 +171,16 @@ def _read_predictions(options: EvaluateOptions, model: str | None) -> list[Row]:
     return rows
 
 
-def _match(rows: Sequence, items: Sequence[Item], options: EvaluateOptions) -> tuple[dict[str, float], dict[str, str]]:
+def _match(
+    rows: Sequence[Row], items: Sequence[Item], options: EvaluateOptions
+) -> tuple[dict[str, float], dict[str, str]]:
     """Scores by `Item.path`, and the reasons of items without one. A row's path is as it was scored, or as labelled."""
-    found = {}
+    found: dict[str, Row] = {}
     for row in rows:
         for path in (os.path.abspath(row.path), os.path.abspath(os.path.join(options.root, row.path))):
             found.setdefault(path, row)
-    predictions, failed = {}, {}
+    predictions: dict[str, float] = {}
+    failed: dict[str, str] = {}
     for item in items:
         row = found.get(os.path.abspath(item.path))
         if row is None:
@@ -190,5 +197,6 @@ def _match(rows: Sequence, items: Sequence[Item], options: EvaluateOptions) -> t
     return predictions, failed
 
 
-def _one(values) -> str:
+def _one(values: Iterable[str]) -> str:
+    """The different values, joined; most often there is one."""
     return "; ".join(dict.fromkeys(value for value in values if value))

@@ -8,12 +8,12 @@ import warnings
 import numpy as np
 import torch
 
+from sama.backends import MEAN, STD
 from sama.decode import open_video
 from sama.decode.images import read_image
 from sama.files import check_kind, printable
 from sama.kernels import reference
 from sama.model import QualityModel
-from sama.sampler import MEAN, STD
 
 COLORS = "RdYlGn"  # low quality red, high green
 

@@ -64,7 +64,7 @@ class Journal:
     """
 
     def __init__(
-        self, out: str | os.PathLike, scores_by: tuple[str, str], *, resume: bool = False, overwrite: bool = False
+        self, out: str | os.PathLike[str], scores_by: tuple[str, str], *, resume: bool = False, overwrite: bool = False
     ):
         self.out = Path(out)
         self.partial = self.out.with_name(self.out.name + ".partial")
@@ -177,18 +177,17 @@ def read_table(path: Path) -> list[Row]:
 
 def _typed(entry: dict[str, str]) -> dict[str, Any]:
     """The values of a CSV row in their types."""
-    kinds = {"clips": "floats", "times": "floats", "frames": int, "width": int, "height": int}
-    kinds |= dict.fromkeys(("score", "mos", "duration", "fps", "seconds"), float)
-    typed = {}
-    for key, value in entry.items():
-        kind = kinds.get(key)
-        if kind == "floats":
-            typed[key] = [float(part) for part in value.split(";") if part]
-        elif kind:
-            typed[key] = kind(value) if value else None
-        else:
-            typed[key] = (value or None) if key in ("mos_scale", "decoder") else value
-    return typed
+
+    def convert(key: str, value: str) -> Any:
+        if key in ("clips", "times"):
+            return [float(part) for part in value.split(";") if part]
+        if key in ("frames", "width", "height"):
+            return int(value) if value else None
+        if key in ("score", "mos", "duration", "fps", "seconds"):
+            return float(value) if value else None
+        return (value or None) if key in ("mos_scale", "decoder") else value
+
+    return {key: convert(key, value) for key, value in entry.items()}
 
 
 def _row(entry: dict[str, Any], path: Path) -> Row:

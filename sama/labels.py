@@ -23,8 +23,10 @@ import math
 import os
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NoReturn
 
 from sama.errors import InputError, LabelError
 
@@ -58,7 +60,7 @@ class Item:
     extra: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
-def read_labels(path: str | os.PathLike, root: str | os.PathLike | None = None) -> list[Item]:
+def read_labels(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> list[Item]:
     """The items of a label file of any known form, in its order.
 
     root: the folder that its entries are relative to; None is the label file's own folder
@@ -138,7 +140,7 @@ class _LineError(ValueError):
     """One bad line: what was got and what was expected."""
 
 
-def parse_labels(path: str | os.PathLike, root: str | os.PathLike | None = None) -> ParsedLabels:
+def parse_labels(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> ParsedLabels:
     """Parse a label file of any known form and collect the problems of its lines instead of raising at the first.
 
     `LabelError` where no line can be made out. Parameters as in `read_labels`.
@@ -191,7 +193,7 @@ def _text(name: str) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def _rows(name: str, text: list[str], first: int):
+def _rows(name: str, text: list[str], first: int) -> tuple[str, Iterable[tuple[int, Callable[[], dict[str, Any]]]]]:
     """The form in words, and pairs of a line number and a function that gives its entry or raises `_LineError`."""
     line = text[first]
     for delimiter in ",;\t":
@@ -217,6 +219,7 @@ def _columns(name: str, number: int, header: list[str], lower: list[str]) -> tup
     if double:
         raise LabelError(f"{name}, line {number}: got the column {double[0]!r} twice in the header, expected it once")
     if {"dist_img", "ref_img", "dmos"} <= set(lower):
+        wanted: dict[str, tuple[str, ...]]
         form, wanted = "dist_img, ref_img, dmos (KADID-10k)", {"path": ("dist_img",), "mos": ("dmos",)}
     elif {"image_name", "mos_zscore"} <= set(lower):
         form, wanted = "image_name, MOS_zscore (KonIQ-10k)", {"path": ("image_name",), "mos": ("mos_zscore",)}
@@ -235,14 +238,16 @@ def _columns(name: str, number: int, header: list[str], lower: list[str]) -> tup
     return form, columns
 
 
-def _csv_rows(text: list[str], first: int, delimiter: str, header: list[str], columns: dict[str, int]):
-    def entry(cells: list[str]) -> dict:
+def _csv_rows(
+    text: list[str], first: int, delimiter: str, header: list[str], columns: dict[str, int]
+) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
+    def entry(cells: list[str]) -> dict[str, Any]:
         if len(cells) != len(header):
             raise _LineError(
                 f"got {len(cells)} columns in {_short(delimiter.join(cells))}, expected {len(header)} as in the "
                 f"header; a name with a {delimiter!r} must be in quotes"
             )
-        known = {what: cells[k].strip() for what, k in columns.items()}
+        known: dict[str, Any] = {what: cells[k].strip() for what, k in columns.items()}
         rest = {title: cell.strip() for k, (title, cell) in enumerate(zip(header, cells)) if k not in columns.values()}
         return known | {"extra": rest}
 
@@ -254,17 +259,17 @@ def _csv_rows(text: list[str], first: int, delimiter: str, header: list[str], co
         except StopIteration:
             return
         except csv.Error as error:
-            yield number, lambda error=error: _raise(_LineError(f"got a line that is no CSV: {error}"))
+            yield number, partial(_raise, _LineError(f"got a line that is no CSV: {error}"))
             continue
         if any(cell.strip() for cell in cells):
-            yield number, lambda cells=cells: entry(cells)
+            yield number, partial(entry, cells)
 
 
-def _raise(error: Exception):
+def _raise(error: Exception) -> NoReturn:
     raise error
 
 
-def _four_columns(line: str) -> dict:
+def _four_columns(line: str) -> dict[str, Any]:
     """`path, duration, fps, mos`; commas in the path are allowed, with or without quotes."""
     if line.lstrip().startswith('"'):
         cells = next(csv.reader([line], skipinitialspace=True))
@@ -281,7 +286,7 @@ def _four_columns(line: str) -> dict:
     return {"path": cells[0], "mos": cells[3]}
 
 
-def _two_columns(line: str) -> dict:
+def _two_columns(line: str) -> dict[str, Any]:
     """`name score`; the name may have spaces."""
     cells = line.strip().rsplit(None, 1)
     if len(cells) != 2:
@@ -289,7 +294,9 @@ def _two_columns(line: str) -> dict:
     return {"path": cells[0], "mos": cells[1]}
 
 
-def _item(root: str, path: str, mos: str, group: str = "", split: str = "", extra: Mapping | None = None) -> Item:
+def _item(
+    root: str, path: str, mos: str, group: str = "", split: str = "", extra: Mapping[str, str] | None = None
+) -> Item:
     if not path:
         raise _LineError("got an empty path, expected the name of a file")
     if not _is_number(mos) or not math.isfinite(float(mos)):

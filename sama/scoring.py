@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 
@@ -36,7 +36,7 @@ def score_files(
     every_seconds: float | None = None,
     decoder: str = "auto",
     meter: Meter | None = None,
-) -> Iterator[Row]:
+) -> Generator[Row]:
     """Yield a row for every path, in order; a file that fails is a row with status "error" and the reason.
 
     batch: clips that go through the model at once, None is `model.default_batch`; on a CPU scores do not depend on it

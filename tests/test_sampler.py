@@ -185,7 +185,7 @@ def test_bad_clips(backend, clip, error, message):
 def test_bad_draws():
     draws = draw_video("sama", 70, 90, 4, **SMALL)
     sampler = sama.VideoSampler(**SMALL)
-    with pytest.raises(ValueError, match=r"one pair .* a clip; got 1 for 2 clips"):
+    with pytest.raises(ValueError, match=r"one pair .* for each clip; got 1 for 2 clips"):
         sampler([CLIP, CLIP], draws=draws)
     with pytest.raises(ValueError, match=r"draws must have shape \(7, 7, 1\)"):
         sama.VideoSampler()(CLIP, draws=draws)

@@ -18,6 +18,8 @@ from sama.metrics import Metrics, metrics
 
 if TYPE_CHECKING:
     import torch
+    from torch.utils.tensorboard import SummaryWriter
+    from tqdm import tqdm
 
     from sama.feed import Batch, Feed
     from sama.training.config import Config
@@ -42,11 +44,12 @@ class Log:
         failed: dict[str, str],
         *,
         quiet: bool,
-    ):
+    ) -> None:
         self.out, self.config, self.sets, self.feed, self.quiet = out, config, sets, feed, quiet
         self.saved = time.perf_counter()
         self.failed = failed
-        self.bar = self.board = None
+        self.bar: tqdm | None = None
+        self.board: SummaryWriter | None = None
         if not quiet:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -54,7 +57,7 @@ class Log:
             sizes = ", ".join(f"{len(items)} {name}" for name, items in sets.items())
             print(f"{out}: {sizes}; {len(feed)} batches an epoch", file=sys.stderr)
 
-    def begin(self, epoch: int, batch: int, losses: Sequence[float]):
+    def begin(self, epoch: int, batch: int, losses: Sequence[float]) -> None:
         """Begin an epoch, or resume it at a batch; losses: of the batches before."""
         self.losses, self.loss = [*losses], math.nan
         self.recent: list[tuple[float, float]] = []
@@ -67,7 +70,7 @@ class Log:
             title = f"epoch {epoch + 1}/{self.config.optim.epochs}"
             self.bar = tqdm(total=len(self.feed), initial=batch, desc=title, leave=False, disable=None)
 
-    def batch(self, batch: Batch, loss, predictions: torch.Tensor, labels: torch.Tensor):
+    def batch(self, batch: Batch, loss: torch.Tensor, predictions: torch.Tensor, labels: torch.Tensor) -> None:
         """Note a batch; predictions and labels: of all ranks, float [n]."""
         self.failures(batch.failed)
         self.loss = loss.item()
@@ -76,9 +79,9 @@ class Log:
         self.files += len(labels)
         self.recent = [*self.recent, *zip(predictions.tolist(), labels.tolist())][-RECENT:]
 
-    def step(self, epoch: int, batch: Batch, norm, lr: float):
+    def step(self, epoch: int, batch: Batch, norm: torch.Tensor, lr: float) -> None:
         """Note a step of the optimiser: gradient norm before clipping, learning rate of the head."""
-        if self.quiet:
+        if self.bar is None or self.board is None:
             return
         at = epoch * len(self.feed) + batch.index
         for name, value in (("loss", self.loss), ("gradient norm", float(norm)), ("learning rate", lr)):
@@ -108,7 +111,7 @@ class Log:
             "waiting": round(self._waiting(), 4),
         }
         self.saved = time.perf_counter()
-        if not self.quiet:
+        if self.bar is not None and self.board is not None:
             self.bar.close()
             self.board.add_scalar("epoch/clips per second", record["clips_per_second"], epoch)
             self.board.add_scalar("epoch/share of time waiting for data", record["waiting"], epoch)
@@ -126,14 +129,14 @@ class Log:
             raise InputError(f"none of the {len(self.sets[name])} files of the set {name!r} could be read")
         labels = [self.sets[name][number].mos for number in scores]
         result = asdict(metrics(list(scores.values()), labels))
-        if not self.quiet:
+        if self.board is not None:
             for metric, value in result.items():
                 self.board.add_scalar(f"{name}/{metric}", value, epoch)
             loss = float(np.mean(self.losses)) if self.losses else math.nan
             print(f"epoch {epoch + 1}: loss {loss:.4f}, {name} {Metrics(**result)}", file=sys.stderr)
         return result
 
-    def failures(self, failed: Sequence[tuple[str, str]]):
+    def failures(self, failed: Sequence[tuple[str, str]]) -> None:
         """Note files that cannot be read; each is printed once."""
         for path, reason in failed:
             if path not in self.failed:

@@ -35,9 +35,11 @@ def run(config: Config) -> list[dict[str, Any]]:
 
 def sweep(config: Config) -> Iterator[tuple[dict[str, Any], Config]]:
     """The runs of a sweep: what each differs in, and its config, with a folder of its own below `config.out`."""
-    axes = (config.sweep.samplings, config.sweep.split_numbers, config.sweep.seeds)
-    for sampling, number, seed in itertools.product(*(values or [None] for values in axes)):
-        one, name = config, {}
+    samplings: list[str | None] = [*config.sweep.samplings] or [None]
+    split_numbers: list[int | None] = [*config.sweep.split_numbers] or [None]
+    seeds: list[int | None] = [*config.sweep.seeds] or [None]
+    for sampling, number, seed in itertools.product(samplings, split_numbers, seeds):
+        one, name = config, dict[str, Any]()
         if sampling is not None:
             one, name["sampling"] = dataclasses.replace(one, sampling=parse_sampling(sampling, config)), sampling
         if number is not None:
