@@ -238,7 +238,7 @@ def test_image_augmentation_is_drawn_image_by_image():
     mirrored = sampler(np.ascontiguousarray(image[:, ::-1]))
     assert torch.equal(sampler(image, flip=True), mirrored)
     assert torch.equal(sampler([image, image], flip=[True, False]), torch.cat([mirrored, plain]))
-    with pytest.raises(ValueError, match="angle must be one a image; got 3 for 1 images"):
+    with pytest.raises(ValueError, match="angle must be one for each image; got 3 for 1 images"):
         sampler(image, angle=[1.0, 2.0, 3.0])
 
 
