@@ -1,11 +1,15 @@
-"""Without a GPU the Triton kernel runs in Triton's interpreter, which must be asked for before Triton is imported."""
+"""What tests share: Triton's interpreter where there is no GPU, and two small labelled sets to train on."""
 
+import csv
 import os
 
+import av
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-if not torch.cuda.is_available():
+if not torch.cuda.is_available():  # Triton reads it when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
 
 
@@ -15,3 +19,39 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "cuda" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+@pytest.fixture(scope="session")
+def labels(tmp_path_factory):
+    """Twelve videos of grey noise, the darker the better; eight are for training, two each for validation and test."""
+    root = tmp_path_factory.mktemp("set")
+    rows = []
+    for k in range(12):
+        rng = np.random.default_rng(k)
+        with av.open(str(root / f"{k}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=25, options={"crf": "1", "preset": "ultrafast"})
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for _ in range(6):
+                picture = (20 + 18 * k + 4 * rng.standard_normal((48, 64, 1))).clip(0, 255).astype(np.uint8)
+                frame = av.VideoFrame.from_ndarray(np.repeat(picture, 3, axis=2), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        split = {3: "val", 8: "val", 5: "test", 10: "test"}.get(k, "train")
+        rows.append({"path": f"{k}.mp4", "mos": 100 - 7 * k, "content": k, "split": split})
+    with open(root / "labels.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return root / "labels.csv"
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Ten pictures of noise, the noisier the worse; eight are for training, two for validation."""
+    root, rng, lines = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0), ["path,mos,split"]
+    for k in range(10):
+        picture = np.clip(128 + 12 * k * rng.standard_normal((90 + k, 120, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(picture).save(root / f"{k}.png")
+        lines.append(f"{k}.png,{9 - k},{'val' if k in (1, 4) else 'train'}")
+    (root / "labels.csv").write_text("\n".join(lines))
+    return root / "labels.csv"
