@@ -283,7 +283,7 @@ def demo_data(options) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from sama import demo
+    from sama.corpus.make import make
 
     if options.workers is not None and options.workers < 1:
         return _fail(f"--workers must be more than 0; got {options.workers}")
@@ -295,7 +295,7 @@ def demo_data(options) -> int:
             bar.update(task, completed=done, total=total)
 
         try:
-            labels = demo.make(
+            labels = make(
                 options.folder, size=options.size, images=options.images, workers=options.workers, progress=tell
             )
         except _expected() as error:

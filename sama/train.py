@@ -276,7 +276,7 @@ def datasets(config: Config) -> dict[str, list[Item]]:
     if data.demo:
         from tqdm import tqdm
 
-        from sama import demo
+        from sama.corpus.make import make
 
         images = config.model.kind == "image"
         folder = f"{data.demo_folder}-{data.demo}{'-images' if images else ''}"
@@ -286,7 +286,7 @@ def datasets(config: Config) -> dict[str, list[Item]]:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            labels, root = demo.make(folder, size=data.demo, images=images, progress=progress), None
+            labels, root = make(folder, size=data.demo, images=images, progress=progress), None
     items = read_labels(labels, root)
     if data.split == "column":
         train, val = named_split(items, data.train, data.val)
