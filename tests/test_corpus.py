@@ -4,15 +4,17 @@ import csv
 import json
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
 from sama.cli import main
-from sama.corpus.codec import read_video
-from sama.corpus.degrade import UNSEEN
-from sama.corpus.i420 import luma
+from sama.corpus.build import Recipe, Version, build
+from sama.corpus.codec import Stream, read_video
+from sama.corpus.degrade import UNSEEN, Kind
+from sama.corpus.i420 import change_planes, luma
 from sama.corpus.make import IMAGE_SIZES, SIZES, SMALL, Settings, make
 from sama.corpus.sources import ALL_CONTENTS, COLLAGES, CONTENTS, SOURCES, SPLITS, files, locate
 from sama.decode import open_video
@@ -76,30 +78,32 @@ def test_a_set_that_is_there_is_left_alone(tiny):
         make(tiny.parent, size="small")
 
 
-def test_an_interrupted_run_leaves_no_labels_and_goes_on(tiny, tmp_path):
+def test_an_interrupted_run_leaves_no_labels_and_goes_on(tmp_path):
     class StopError(Exception):
         pass
 
     def stop(done, total):
-        if done == 15:
+        if done == 5:
             raise StopError
 
+    whole = make(tmp_path / "whole", size=MINI, workers=2).read_bytes()
+    folder = tmp_path / "set"
     with pytest.raises(StopError):
-        make(tmp_path, size=TINY, workers=1, progress=stop)
-    assert not (tmp_path / "labels.csv").exists()
-    kept = [path for path in (tmp_path / "unfinished").glob("co*.json")]
+        make(folder, size=MINI, workers=1, progress=stop)
+    assert not (folder / "labels.csv").exists()
+    kept = [path for path in (folder / "unfinished").glob("co*.json")]
     assert len(kept) == 1  # the first content is whole, the second was cut off
-    clips = {path: path.stat().st_mtime_ns for path in (tmp_path / "unfinished" / "clips").glob(f"{kept[0].stem}-*")}
-    labels = make(tmp_path, size=TINY, workers=1)
-    assert labels.read_bytes() == tiny.read_bytes()
+    clips = {path: path.stat().st_mtime_ns for path in (folder / "unfinished" / "clips").glob(f"{kept[0].stem}-*")}
+    labels = make(folder, size=MINI, workers=1)
+    assert labels.read_bytes() == whole
     for path, time in clips.items():
-        assert (tmp_path / "clips" / path.name).stat().st_mtime_ns == time
+        assert (folder / "clips" / path.name).stat().st_mtime_ns == time
 
-    (tmp_path / "unfinished").mkdir()
-    (tmp_path / "manifest.json").unlink()
-    (tmp_path / "unfinished" / "settings.json").write_text(json.dumps({"of": "another set"}))
-    (tmp_path / "unfinished" / "coins.json").write_text("[]")
-    assert make(tmp_path, size=TINY, workers=2).read_bytes() == tiny.read_bytes()
+    (folder / "unfinished").mkdir()
+    (folder / "manifest.json").unlink()
+    (folder / "unfinished" / "settings.json").write_text(json.dumps({"of": "another set"}))
+    (folder / "unfinished" / "coins.json").write_text("[]")
+    assert make(folder, size=MINI, workers=2).read_bytes() == whole
 
 
 def test_images(tmp_path):
@@ -124,16 +128,16 @@ def test_images(tmp_path):
 @pytest.mark.parametrize("sizes", [SIZES, IMAGE_SIZES], ids=["clips", "images"])
 def test_splits_share_neither_source_nor_strength(sizes, size):
     settings = sizes[size]
-    files, strengths = {}, {}
+    splits, strengths = {}, {}
     for name in settings.names:
         content = ALL_CONTENTS[name]
         for file in files(SOURCES[content.source]):
-            files.setdefault(file, set()).add(content.split)
+            splits.setdefault(file, set()).add(content.split)
         for version in settings.plan(name):
             if name in CONTENTS or version.kind == "mpeg4":  # of collages others may be the same by chance
                 strengths.setdefault(version.kind, {}).setdefault(content.split, []).append(version.strength)
-    assert all(len(splits) == 1 for splits in files.values())
-    assert {split for splits in files.values() for split in splits} == set(SPLITS)
+    assert all(len(of_file) == 1 for of_file in splits.values())
+    assert {split for of_file in splits.values() for split in of_file} == set(SPLITS)
     for kind in settings.kinds:
         of = strengths[kind]
         assert set(of) == ({"test"} if kind in UNSEEN else set(SPLITS))
@@ -155,8 +159,8 @@ def test_collages(tmp_path):
     rows = [row for row in table(labels) if row["content"].startswith("collage")]
     assert [(row["kind"], row["split"]) for row in rows] == [("pristine", "train"), ("noise", "train")] * 2
     assert len({row["strength"] for row in rows if row["kind"] == "noise"}) == 2
-    clips = [luma(COLLAGES[name].pristine(2))[0].astype(float) for name in list(COLLAGES)[:12]]
-    photographs = [luma(CONTENTS[name].pristine(2))[0].astype(float) for name in SMALL]
+    clips = [luma(COLLAGES[name].pristine(1))[0].astype(float) for name in list(COLLAGES)[:12]]
+    photographs = [luma(CONTENTS[name].pristine(1))[0].astype(float) for name in SMALL if CONTENTS[name].shot == (0, 0)]
     gradients = [
         [np.percentile(np.abs(np.diff(frame, axis=1)), 99) for frame in frames] for frames in (clips, photographs)
     ]
@@ -211,3 +215,83 @@ def test_processes_that_ask_at_once_share_one_set(tmp_path):
     assert [run.returncode for run in runs] == [0, 0]
     assert texts[0] == texts[1]
     assert len(table(tmp_path / "labels.csv")) == 2
+
+
+def test_a_set_of_version_0_1_0_is_accepted(tmp_path):
+    """The manifest and a set's plan are as they were then, so a set that is there is not made anew."""
+    manifest = {
+        "contents": ["coins"],
+        "kinds": ["blur", "x264"],
+        "versions": 2,
+        "collages": 1,
+        "large_collages": 0,
+        "num_frames": 12,
+        "images": 0,
+        "version": 3,
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    settings = Settings(("coins",), ("blur", "x264"), versions=2, collages=1, num_frames=12)
+    assert not make(tmp_path, size=settings).exists()
+    sizes = [*SIZES.values(), *IMAGE_SIZES.values()]
+    planned = [version for size in sizes for name in size.names for version in size.plan(name)]
+    assert (len(planned), zlib.crc32(json.dumps(planned).encode())) == (10123, 1100187555)
+
+
+class Ramp:
+    """A content of another kind: a ramp of grey that becomes brighter."""
+
+    width, height = 64, 48
+
+    def __init__(self, name: str, group: str, split: str):
+        self.name, self.group, self.split = name, group, split
+
+    def pristine(self, num_frames):
+        frames = np.full((num_frames, 72, 64), 128, np.uint8)
+        frames[:, :48] = np.arange(40, 184, 3)[:, None] + np.arange(num_frames)[:, None, None]
+        return frames
+
+
+class MeanSquaredError:
+    """A label of two columns."""
+
+    columns = ("mse", "model")
+
+    def prepare(self, name, pristine):
+        assert len(pristine) in (1, 3)
+        return lambda shown: {"mse": round(float(np.mean((pristine.astype(float) - shown) ** 2)), 3), "model": name}
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_other_contents_and_labels_can_be_plugged_in(tmp_path, images):
+    def darken(frames, strength, name):
+        return Stream(change_planes(frames, lambda plane, n: plane - (0.0 if n else strength)))
+
+    kinds = {"darker": Kind(1, 40, "grey levels", darken)}
+
+    def plan(name):
+        names = [f"{name}-{n}" for n in range(images)] or [name]
+        return [
+            Version(view_name, view, kind, 0, strength)
+            for view, view_name in enumerate(names)
+            for kind, strength in (("pristine", 0.0), ("darker", 10.0))
+        ]
+
+    contents = [Ramp("a", "first.mp4", "train"), Ramp("b", "first.mp4", "train"), Ramp("c", "second.mp4", "test")]
+    recipe = Recipe({"mine": 1}, contents, plan, kinds, MeanSquaredError(), num_frames=3, images=images)
+    seen = []
+    labels = build(tmp_path, recipe, workers=2, progress=lambda *numbers: seen.append(numbers))
+    rows = table(labels)
+    assert tuple(rows[0]) == ("path", "mse", "model", "content", "kind", "strength", "split")
+    assert seen == [(n, len(rows)) for n in range(1, len(rows) + 1)]
+    assert [row["split"] for row in rows] == [s for s in ("train", "train", "test") for _ in range(2 * (images or 1))]
+    for row in rows:
+        assert row["model"] == row["content"]
+        expected = 10**2 * 2 / 3 if row["kind"] == "darker" else 0  # luma is two thirds of the samples
+        assert float(row["mse"]) == pytest.approx(expected, rel=0.2, abs=1)  # RGB in PNG rounds
+        assert (tmp_path / row["path"]).is_file()
+    with pytest.raises(ValueError, match="holds another set"):
+        make(tmp_path, size=MINI)
+    with pytest.raises(ValueError, match=r"first\.mp4 is in two splits: train, test"):
+        Recipe({}, [*contents, Ramp("d", "first.mp4", "test")], plan, kinds, MeanSquaredError(), num_frames=3)
+    with pytest.raises(ValueError, match="two contents have the same name"):
+        Recipe({}, [*contents, contents[0]], plan, kinds, MeanSquaredError(), num_frames=3)

@@ -83,8 +83,8 @@ def test_noise_blur_and_resize_do_what_they_say(frames):
 def test_motion_blur_is_a_box_of_its_length(length, expected):
     frames = np.zeros((1, 48, 32), np.uint8)
     frames[0, 16, 16] = 240
-    luma = luma(motion_blur(frames, length, "coins"))[0].astype(float)
-    line = luma[16] if luma[16].sum() > luma[:, 16].sum() else luma[:, 16]
+    smeared = luma(motion_blur(frames, length, "coins"))[0].astype(float)
+    line = smeared[16] if smeared[16].sum() > smeared[:, 16].sum() else smeared[:, 16]
     assert line[15:18] / 240 == pytest.approx(expected)
 
 
@@ -120,12 +120,12 @@ def test_contents_to_train_on_have_a_random_look():
     still = still[[0, 0]]
 
     def detail(frames):
-        luma = luma(frames)[0].astype(float)
-        return np.abs(np.diff(luma)).mean() / luma.std()
+        plane = luma(frames)[0].astype(float)
+        return np.abs(np.diff(plane)).mean() / plane.std()
 
     looks = [vary_look(still, np.random.default_rng(seed)) for seed in range(12)]
     assert {(frames.shape, frames.dtype) for frames in looks} == {(still.shape, still.dtype)}
-    outside = [np.mean((luma < 16) | (luma > 235)) for luma in map(luma, looks)]  # the limited range
+    outside = [np.mean((plane < 16) | (plane > 235)) for plane in map(luma, looks)]  # the limited range
     assert np.median(outside) == 0
     assert max(outside) < 0.02  # of a light compression
     sharpness = [detail(frames) / detail(still) for frames in looks]

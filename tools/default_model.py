@@ -79,11 +79,15 @@ def predict(items: list[Item], weights: Path = DEFAULT_WEIGHTS) -> dict[str, flo
     """Scores by path."""
     model = sama.load_model(weights)
     rows = score_files([item.path for item in items], model, workers=os.cpu_count())
-    rows = list(tqdm(rows, total=len(items), desc="scoring", unit="file", leave=False, disable=None))
-    failed = [f"{row.path}: {row.reason}" for row in rows if row.status != "ok"]
+    scores, failed = {}, []
+    for row in tqdm(rows, total=len(items), desc="scoring", unit="file", leave=False, disable=None):
+        if row.status == "ok" and row.score is not None:
+            scores[row.path] = row.score
+        else:
+            failed.append(f"{row.path}: {row.reason}")
     if failed:
         raise RuntimeError(f"{len(failed)} files could not be scored: {failed[0]}")
-    return {row.path: row.score for row in rows}
+    return scores
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ random from a generator that the content's name seeds.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -70,8 +71,9 @@ def play(path: Path, shot: tuple[int, int], size: tuple[int, int], num_frames: i
     """
     first, last = shot
     width, height = size
-    with av.open(str(path)) as container:
-        shown = [f.reformat(format="yuv420p") for n, f in enumerate(container.decode(video=0)) if first <= n <= last]
+    with av.open(str(path), "r") as container:
+        decoded = islice(container.decode(video=0), first, last + 1)
+        shown = [frame.reformat(format="yuv420p") for frame in decoded]
     there_and_back = [*range(len(shown)), *range(len(shown) - 2, 0, -1)]
     frames = np.empty((num_frames, height * 3 // 2, width), np.uint8)
     for t, frame in enumerate(frames):

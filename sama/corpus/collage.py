@@ -17,7 +17,7 @@ OVER = 2  # a scene is drawn at this multiple of its size and reduced, so that i
 
 
 def collage(width: int, height: int, photographs: Sequence[Image.Image], rng: np.random.Generator) -> Image.Image:
-    """A scene, RGB, of width x height pixels, drawn by `rng` alone. photographs: RGB, cut into pieces, never enlarged"""
+    """A scene, RGB, width x height pixels, drawn by `rng` alone. photographs: RGB, cut into pieces, never enlarged"""
     width, height = OVER * width, OVER * height
     scene = _filling((width, height), photographs, rng, share=0.85)
     smallest = rng.uniform(8, 24)
