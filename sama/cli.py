@@ -273,11 +273,11 @@ def data(options: Namespace) -> int:
 
 def demo_data(options: Namespace) -> int:
     """`sama demo-data`: make the demo's set."""
-    from sama import demo
+    from sama.corpus.make import make
 
     check_positive(options, "workers")
     with progress_bar("images" if options.images else "clips") as progress:
-        labels = demo.make(
+        labels = make(
             options.folder, size=options.size, images=options.images, workers=options.workers, progress=progress
         )
     print(labels)

@@ -7,8 +7,9 @@ import torch
 from training_runs import config
 
 from sama import train as training
-from sama.config import Config, Data, LabelledSet, Model, Optim, Sweep
-from sama.train import configure, run
+from sama.training.config import Config, Data, LabelledSet, Model, Optim, Sweep
+from sama.train import configure
+from sama.training.sweep import run
 
 
 def test_settings_of_statistics_are_checked(labels, tmp_path):

@@ -11,9 +11,10 @@ from training_runs import MODEL, assert_equal_weights, assert_same_gradients, co
 
 import sama
 from sama import train as training
-from sama.config import Config, Data, Model, Optim, Sampling
+from sama.training.config import Config, Data, Model, Optim, Sampling
 from sama.models.swin3d import cut_patches
-from sama.train import make_model, rate, train
+from sama.training.setup import make_model
+from sama.training.loop import lr_factor, train
 
 
 def test_it_overfits_eight_clips(labels, tmp_path):

@@ -8,7 +8,7 @@ from training_runs import assert_same_gradients, config, run_alone_and_as_two
 
 from sama import train as training
 from sama.models import save_weights
-from sama.train import make_model
+from sama.training.setup import make_model
 
 
 def test_two_ranks_are_one(labels, tmp_path):

@@ -13,8 +13,8 @@ import pytest
 import torch
 from training_runs import assert_equal_weights, config
 
-from sama.config import Data
-from sama.train import train
+from sama.training.config import Data
+from sama.training.loop import train
 
 
 def test_a_killed_run_goes_on_exactly(labels, tmp_path):

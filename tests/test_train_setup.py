@@ -11,8 +11,9 @@ from training_runs import MODEL, config
 
 import sama
 from sama import train as training
-from sama.config import Data, LabelledSet, Model
-from sama.train import make_model, train
+from sama.training.config import Data, LabelledSet, Model
+from sama.training.setup import make_model
+from sama.training.loop import train
 
 
 def test_files_that_fail_are_named_and_left_out(labels, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sama.config import Config, Data, Model, Optim, Sampling
+from sama.training.config import Config, Data, Model, Optim, Sampling
 
 SAMPLING = Sampling(grid=(2, 2), fragment=(16, 16), clip_len=4, interval=1, num_clips=1)
 MODEL = Model(size="nano", dropout=0.0, drop_path=0.0)

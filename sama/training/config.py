@@ -30,7 +30,7 @@ class Data:
 
     labels: label file of any form that `sama.data` reads
     root: the folder its entries are relative to; None is the label file's own
-    demo: make a set of photographs, clips and collages, degraded (`sama.demo`), instead of reading labels: "small" or
+    demo: make a set of photographs, clips and collages, degraded (`sama.corpus`), instead of reading labels: "small" or
         "full"; of images for an image model; "" does not
     demo_folder: where that set is kept, with its size added to the name
     split: "column" takes the label file's own column `split`; "protocol" a random 80/20 split by content; "all" trains

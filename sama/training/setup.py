@@ -65,7 +65,7 @@ def _demo_labels(config: Config) -> Path:
     """The label file of the demo's set, which is made first if it is not there."""
     from tqdm import tqdm
 
-    from sama import demo
+    from sama.corpus.make import make
 
     images = config.model.kind == "image"
     folder = f"{config.data.demo_folder}-{config.data.demo}{'-images' if images else ''}"
@@ -75,7 +75,7 @@ def _demo_labels(config: Config) -> Path:
             bar.total = total
             bar.update(done - bar.n)
 
-        return demo.make(folder, size=config.data.demo, images=images, progress=progress)
+        return make(folder, size=config.data.demo, images=images, progress=progress)
 
 
 def _column_splits(items: Sequence[Item], data: Data) -> Sets:
