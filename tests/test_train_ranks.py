@@ -6,9 +6,10 @@ import pytest
 import torch
 from training_runs import assert_same_gradients, config, run_alone_and_as_two
 
-from sama import train as training
+from sama.labels import read_labels
 from sama.models import save_weights
-from sama.training.setup import make_model
+from sama.training.ranks import Ranks
+from sama.training.setup import datasets, make_feed, make_model
 
 
 def test_two_ranks_are_one(labels, tmp_path):
@@ -55,11 +56,11 @@ train(config(sys.argv[2], sys.argv[1], model=model, optim={'batch': 2, 'epochs':
 def test_batches_of_which_nothing_can_be_read(labels, tmp_path):
     """Of four batches of two files the first has none; on two ranks the second rank has none of the third either."""
     told = config(labels, tmp_path / "out", optim={"batch": 2})
-    items = training.datasets(told)["train"]
-    feed = training.make_feed(told, items, training.Ranks(0, 1, torch.device("cpu")), train=True)
+    items = datasets(told)["train"]
+    feed = make_feed(told, items, Ranks(0, 1, torch.device("cpu")), train=True)
     first, _, third, _ = feed.batches(0)
     damaged = {Path(items[n].path).name for n in (*first, third[1])}
-    for item in training.read_labels(labels):
+    for item in read_labels(labels):
         name = Path(item.path).name
         content = Path(item.path).read_bytes()
         (tmp_path / name).write_bytes(content[:200] if name in damaged else content)

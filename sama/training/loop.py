@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sama.errors import InputError
 from sama.evaluation import calibration
 from sama.feed import Batch, Feed
-from sama.kernels.layout import PATCH, ceil_div
+from sama.kernels.layout import PATCH, ceil_div, is_patches
 from sama.labels import Item
 from sama.models import save_weights
 from sama.training.config import Config
@@ -184,7 +184,7 @@ def augment(x: Tensor) -> Tensor:
 
     x: clips [B, 3, T, H, W], images [B, 3, H, W] or patches [B, T/2, H/4, W/4, 96]; returns the same shape.
     """
-    patches = x.ndim == 5 and x.shape[-1] == 3 * math.prod(PATCH)
+    patches = is_patches(x.shape)
     views = x.unflatten(-1, (3, *PATCH)) if patches else x
     rows, columns = ((1, 5), (2, 6)) if patches else ((x.ndim - 3,), (x.ndim - 2,))  # axes of one sample
     changed = []

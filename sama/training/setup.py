@@ -14,7 +14,7 @@ from torch import nn
 
 from sama.errors import InputError
 from sama.feed import Feed
-from sama.kernels.layout import PATCH
+from sama.kernels.layout import PATCH, OutputLayout, fits_patches, is_patches
 from sama.labels import Item, leakage, named_split, protocol_split, read_labels, with_split
 from sama.models import ImageQuality, VideoQuality, load_weights
 from sama.models.swin3d import cut_patches
@@ -124,7 +124,7 @@ def make_model(config: Config) -> VideoQuality | ImageQuality:
         else:
             model = VideoQuality(
                 settings.size,
-                grid=tuple(config.sampling.grid),
+                grid=config.sampling.grid,
                 scale_bias=settings.scale_bias,
                 scale_excitation=settings.scale_excitation,
                 scale_steps=config.sampling.clip_len // PATCH[0],
@@ -139,13 +139,13 @@ def make_model(config: Config) -> VideoQuality | ImageQuality:
 def make_feed(config: Config, items: Sequence[Item], ranks: Ranks, *, train: bool = False) -> Feed:
     """The feed of a set; this rank's share of every batch."""
     sampling = config.sampling
-    grid, fragment = tuple(sampling.grid), tuple(sampling.fragment)
+    grid, fragment = sampling.grid, sampling.fragment
     sampler: VideoSampler | ImageSampler
     if config.model.kind == "image":
         sampler, clips = ImageSampler(sampling.mode, grid, fragment), 1
     else:
-        fits = sampling.clip_len % 2 == 0 and all(size % 4 == 0 for size in fragment)
-        sampler = VideoSampler(sampling.mode, grid, fragment, layout="patches" if fits else "video")
+        layout: OutputLayout = "patches" if fits_patches(sampling.clip_len, fragment) else "video"
+        sampler = VideoSampler(sampling.mode, grid, fragment, layout=layout)
         clips = 1 if train else sampling.num_clips
     labels = np.array([item.mos for item in items])
     if train and config.data.standardise:
@@ -190,7 +190,7 @@ def whiten(model: VideoQuality, config: Config, items: Sequence[Item], ranks: Ra
     if not inputs:
         raise InputError("model.whiten: none of the files could be read")
     x = torch.cat(inputs)
-    x = x if x.shape[-1] == 96 and x.shape[1] != 3 else cut_patches(x)
+    x = x if is_patches(x.shape) else cut_patches(x)
     patches = x.flatten(0, -2)[::7].double()
     power, directions = torch.linalg.eigh(torch.cov(patches.T))
     weight = (directions / (power.clamp_min(0) + WHITENING_FLOOR).sqrt()).T
