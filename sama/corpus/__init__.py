@@ -5,6 +5,7 @@
     camera    a photograph, a clip or a collage becomes undegraded frames
     degrade   the kinds of degradation and their strengths
     codec     frames to files and back
+    i420      the planes of frames in memory
     label     the demo's label, measured against the undegraded frames
     build     writes a set from any contents with any label, and resumes an interrupted one
     make      the demo's sets: their settings, and `make`
