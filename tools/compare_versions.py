@@ -53,7 +53,7 @@ def check_out(version: str, folder: Path) -> Path:
     """The tree of a version: a folder as it is, a git revision unpacked below `folder`."""
     if Path(version).is_dir():
         return Path(version).resolve()
-    archive = subprocess.run(["git", "-C", str(HERE), "archive", version], capture_output=True)
+    archive = subprocess.run(["git", "-C", str(HERE.parent), "archive", version], capture_output=True)
     if archive.returncode:
         sys.exit(f"{version} is neither a folder nor a revision: {archive.stderr.decode().strip()}")
     folder.mkdir()
