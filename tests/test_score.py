@@ -438,4 +438,4 @@ def test_a_list_of_other_files_is_no_video(model, folder, tmp_path):
     (tmp_path / "real.mkv").write_bytes((folder / "with spaces" / "b c.mkv").read_bytes())
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile real.mkv\n")
     (row,) = score_files([str(tmp_path / "list.mp4")], model)
-    assert (row.status, row.reason) == ("error", "a list of other files, not a video")
+    assert (row.status, row.reason) == ("error", "a list of other files (concat), not a video")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -42,6 +43,33 @@ STATEFUL_SIDE_DATA = ("new_extradata", "param_change")
 
 # Titles in another encoding are no error; from PyAV 19 on they never are.
 LENIENT_METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+# FFmpeg's names of the formats that are read: each holds its own media and refers to no other file. Left out are those
+# that do, among them concat, dash, hls, image2, imf, lavfi, mlv, rtsp, sdp, svg_pipe and vobsub, and whatever is new.
+CONTAINERS = (
+    *("asf", "avi", "dv", "flv", "gxf", "ivf", "kux", "live_flv", "lxf", "matroska", "mov", "mpeg", "mpegts", "mxf"),
+    *("nsv", "nut", "nuv", "obu", "ogg", "pva", "rm", "swf", "ty", "webm", "wtv", "yuv4mpegpipe"),
+    *("cine", "dhav", "film_cpk", "mtv", "r3d", "rpl", "ser", "vivo", "wc3movie"),  # cameras, players
+    *("4xm", "bink", "ea", "flic", "idcin", "ipmovie", "roq", "smk", "thp", "vmd", "xmv", "yop"),  # games
+    # streams without a container
+    *("apv", "av1", "avs2", "avs3", "cavsvideo", "dirac", "dnxhd", "evc", "h261", "h263", "h264", "hevc", "ingenient"),
+    *("m4v", "mjpeg", "mjpeg_2000", "mpegvideo", "mpjpeg", "vc1", "vc1test", "vvc"),
+    # pictures, in one file
+    *("apng", "gif", "jpegxl_anim"),
+    *(f"{name}_pipe" for name in ("bmp", "dpx", "exr", "gif", "j2k", "jpeg", "jpegls", "jpegxl", "pam", "pbm", "pgm")),
+    *(f"{name}_pipe" for name in ("pgmyuv", "png", "ppm", "qoi", "tiff", "webp")),
+    *("aac", "aiff", "caf", "flac", "mp3", "wav"),  # sound, to say that it holds no video
+)
+OTHER_KINDS = {  # what is refused, and what its first `KIND_BYTES` hold
+    "a playlist (hls)": rb"^\s*#EXTM3U",
+    "a playlist (dash)": rb"<MPD\b",
+    "a playlist (imf)": rb"<CompositionPlaylist\b",
+    "a list of other files (concat)": rb"^ffconcat version",
+    "a description of a network stream (sdp)": rb"^v=0\s",
+    "a drawing (svg)": rb"<svg\b",
+    "an index of subtitles (vobsub)": rb"^# VobSub index file",
+}
+KIND_BYTES = 4096
 
 MATRIX_OF_TAG: dict[int, Matrix] = {1: "bt709", 2: "bt601", 5: "bt601", 6: "bt601"}  # AVColorSpace; 2 is "unspecified"
 FULL_RANGE_TAG = 2  # AVCOL_RANGE_JPEG
@@ -560,31 +588,48 @@ def check_file(path: str):
 
 
 def open_container(path: str) -> av.container.InputContainer:
+    """Open a file whose format is in `CONTAINERS`; no other file is opened, and no connection made, whatever it says.
+
+    DecodeError where FFmpeg takes it for anything else, by its content or its name, or cannot read it.
+    """
+    options = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
     try:
-        container = av.open(f"file:{path}", **LENIENT_METADATA)
+        container = av.open(f"file:{path}", container_options=options, **LENIENT_METADATA)
     except (av.error.FFmpegError, OSError) as error:
         with open(path, "rb") as file:
-            is_mp4 = file.read(8)[4:] == b"ftyp"
+            start = file.read(KIND_BYTES)
         if isinstance(error, EOFError):
             reason = "it ends before its first frame"
-        elif is_mp4:
+        elif kind := kind_of(path, start, recognised=isinstance(error, av.error.ArgumentError)):
+            reason = f"{kind}, not a video"
+        elif start[4:8] == b"ftyp":
             reason = "an MP4 or MOV file cut short or damaged: its table of contents (moov) cannot be read"
         else:
             reason = f"not a video file that FFmpeg can read ({error.strerror})"
         raise DecodeError(path, reason) from error
-    if container.format.name == "concat":
-        container.close()
-        raise DecodeError(path, "a list of other files, not a video")
     container.flags &= ~Flags.gen_pts.value  # a guess is worse than none
     return container
+
+
+def kind_of(path: str, start: bytes, *, recognised: bool) -> str | None:
+    """What a file is that is none of `CONTAINERS`; None where its first bytes and its name do not tell.
+
+    recognised: FFmpeg knows its format, and that is not on the list
+    """
+    is_text = b"\0" not in start
+    for kind, mark in OTHER_KINDS.items():
+        if is_text and re.search(mark, start):
+            return kind
+    if recognised and re.search(r"%\d*d", path):
+        return "a name that stands for many pictures (image2)"
+    return "a text file" if recognised and is_text else None
 
 
 def video_stream(path: str, container: av.container.InputContainer) -> av.video.stream.VideoStream:
     """The first video stream that is not a cover picture."""
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
-    if not streams or container.format.name == "tty":
-        found = "text" if container.format.name == "tty" else describe_streams(container)
-        raise DecodeError(path, f"has no video stream; found: {found}")
+    if not streams:
+        raise DecodeError(path, f"has no video stream; found: {describe_streams(container)}")
     if streams[0].codec_context is None:
         raise DecodeError(path, "FFmpeg has no decoder for its video stream")
     return streams[0]
