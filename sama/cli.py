@@ -133,8 +133,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def score(options) -> int:
     from sama.decode import DECODERS
-    from sama.feed import Meter
     from sama.files import expand
+    from sama.prefetch import Meter
     from sama.score import Journal, describe, score_files
 
     if (options.resume or options.overwrite) and not options.out:

@@ -24,9 +24,9 @@ import torch
 from sama.decode import DECODERS, open_video
 from sama.decode.images import read_image
 from sama.errors import InputError, OutputError, reason
-from sama.feed import BEGUN, Ended, Meter, Ticket, ahead, decoder_name, held_bytes
 from sama.files import check_kind, replace_file
 from sama.model import QualityModel
+from sama.prefetch import BEGUN, Ended, Meter, Ticket, ahead
 
 CLIPS_AHEAD = 4  # sampled clips that wait for the model, a file
 FORMATS = (".csv", ".jsonl", ".json")
@@ -175,8 +175,8 @@ def _samples(
         info = video.info
         row.frames, row.width, row.height = info.num_frames, info.width, info.height
         row.duration, row.fps = info.duration_seconds, info.fps
-        row.decoder = decoder_name(video)
-        with ticket.hold(held_bytes(video, model.clip_len)):
+        row.decoder = video.decoder
+        with ticket.hold(video.held_bytes(model.clip_len)):
             seconds, clips = model.sample(video, every_seconds)
             row.times = seconds.tolist()
             yield from clips

@@ -15,3 +15,18 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "cuda" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    """A function of a name in `videos.CLIPS`: its file, made once."""
+    from videos import CLIPS, write_video
+
+    folder = tmp_path_factory.mktemp("clips")
+
+    def make(name):
+        codec, arguments, _ = CLIPS[name]
+        path = folder / name
+        return path if path.exists() else write_video(path, codec, **arguments)
+
+    return make

@@ -12,8 +12,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from media import full_decode, picture, write_video
 from PIL import Image
+from videos import full_decode, picture, write_video
 
 from sama.decode import open_video
 from sama.errors import DecodeError

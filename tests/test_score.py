@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import matplotlib
-import media
 import numpy as np
 import pytest
 import torch
+import videos
 from PIL import Image
 
 import sama
@@ -53,10 +53,10 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("videos")
     (root / "with spaces").mkdir()
     (root / "日本語").mkdir()
-    media.write_video(root / "a.mp4", "libx264", num_frames=20)
-    media.write_video(root / "with spaces" / "b c.mkv", "libx265", size=(64, 48), num_frames=9)
-    media.write_video(root / "日本語" / "ü.webm", "libvpx-vp9", size=(48, 80), num_frames=12)
-    media.write_video(root / "d.avi", "mjpeg", pix_fmt="yuvj420p", num_frames=3)
+    videos.write_video(root / "a.mp4", "libx264", num_frames=20)
+    videos.write_video(root / "with spaces" / "b c.mkv", "libx265", size=(64, 48), num_frames=9)
+    videos.write_video(root / "日本語" / "ü.webm", "libvpx-vp9", size=(48, 80), num_frames=12)
+    videos.write_video(root / "d.avi", "mjpeg", pix_fmt="yuvj420p", num_frames=3)
     (root / "empty.mp4").write_bytes(b"")
     (root / "text.mp4").write_text("no video at all\n" * 50)
     (root / "cut.mp4").write_bytes((root / "a.mp4").read_bytes()[:2000])
@@ -148,7 +148,7 @@ def test_a_score_is_the_mean_over_its_clips(model, folder):
 
 
 def test_pixels_score_as_their_file(model, folder):
-    frames = media.full_decode(folder / "a.mp4")
+    frames = videos.full_decode(folder / "a.mp4")
     clip = np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
     by_file, by_array = model.score(folder / "a.mp4"), model.score(clip, fps=25)
     np.testing.assert_allclose(by_array.clips, by_file.clips, rtol=1e-6)
