@@ -126,9 +126,9 @@ class Sampler:
             )
         return self.backend
 
-    def prepare(self, device: torch.device) -> None:
-        """Compile the kernel that frames on a device most often need, so that later calls do not wait for it."""
-        if self.choose_backend(device) == "cpu":
+    def prepare(self) -> None:
+        """Compile the CPU kernel that files most often need, so that no later call waits for it."""
+        if self.backend in ("auto", "cpu") and self.choose_backend(torch.device("cpu")) == "cpu":
             cpu_kernel().prepare("yuv" if self.modes is VIDEO_MODES else "rgb", self.dtype)
 
     def writer(self, plan: Plan, out: torch.Tensor) -> Writer:

@@ -16,13 +16,13 @@ from collections.abc import Generator, Iterator, Sequence
 
 import torch
 
-from sama.decode import DECODERS, open_video
+from sama.decode import check_decoder, open_video
 from sama.decode.images import read_image
-from sama.errors import InputError, reason
-from sama.feed import BEGUN, Ended, Meter, Ticket, ahead, decoder_name, held_bytes
+from sama.errors import reason
 from sama.files import check_kind
 from sama.journal import Row
 from sama.model import QualityModel
+from sama.prefetch import BEGUN, Ended, Meter, Ticket, ahead
 
 CLIPS_AHEAD = 4  # sampled clips of one file that may wait for the model
 
@@ -44,14 +44,13 @@ def score_files(
     every_seconds: as in `QualityModel.score`
     meter: measures how long the model waits for decoding
     """
-    if decoder not in ("auto", *DECODERS):
-        raise InputError(f"unknown decoder {decoder!r}; known: auto, {', '.join(DECODERS)}")
+    check_decoder(decoder)
     batch = batch or model.default_batch
     workers = workers or min(4, max(1, (os.cpu_count() or 1) // 2))
     settings = model.describe(every_seconds)
     waiting: deque[_Open] = deque()
     samples: list[tuple[_Open, torch.Tensor]] = []
-    model.sampler.prepare(torch.device("cpu"))  # compiling is no waiting for decoding
+    model.sampler.prepare()  # compiling is no waiting for decoding
     events = ahead(
         map(_Open, paths),
         lambda file, ticket: _samples(file.row, model, every_seconds, decoder, ticket),
@@ -67,7 +66,7 @@ def score_files(
                 waiting.append(file)
             elif isinstance(item, Ended):
                 file.end(item)
-            else:
+            elif isinstance(item, torch.Tensor):
                 file.decoded += 1
                 samples.append((file, item))
                 if len(samples) == batch:
@@ -136,8 +135,8 @@ def _samples(
         info = video.info
         row.frames, row.width, row.height = info.num_frames, info.width, info.height
         row.duration, row.fps = info.duration_seconds, info.fps
-        row.decoder = decoder_name(video)
-        with ticket.hold(held_bytes(video, model.clip_len)):
+        row.decoder = video.decoder
+        with ticket.hold(video.held_bytes(model.clip_len)):
             seconds, clips = model.sample(video, every_seconds)
             row.times = seconds.tolist()
             yield from clips

@@ -4,10 +4,10 @@ import csv
 import json
 import shutil
 
-import media
 import numpy as np
 import pytest
 import torch
+import videos
 from PIL import Image
 
 import sama
@@ -183,7 +183,7 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("videos")
     (root / "sub").mkdir()
     for k in range(5):
-        media.write_video(root / "sub" / f"{k}.mp4", "libx264", num_frames=6 + k, size=(64 + 16 * k, 64))
+        videos.write_video(root / "sub" / f"{k}.mp4", "libx264", num_frames=6 + k, size=(64 + 16 * k, 64))
     (root / "broken.mp4").write_text("no video at all\n" * 50)
     lines = ["path,mos,split,kind", "broken.mp4,3,val,x", *(f"sub/{k}.mp4,{k % 3 + 1},train,y" for k in range(5))]
     (root / "labels.csv").write_text("\n".join(lines))

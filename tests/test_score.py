@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import matplotlib
-import media
 import numpy as np
 import pytest
 import torch
+import videos
 from PIL import Image
 
 import sama
@@ -54,10 +54,10 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("videos")
     (root / "with spaces").mkdir()
     (root / "日本語").mkdir()
-    media.write_video(root / "a.mp4", "libx264", num_frames=20)
-    media.write_video(root / "with spaces" / "b c.mkv", "libx265", size=(64, 48), num_frames=9)
-    media.write_video(root / "日本語" / "ü.webm", "libvpx-vp9", size=(48, 80), num_frames=12)
-    media.write_video(root / "d.avi", "mjpeg", pix_fmt="yuvj420p", num_frames=3)
+    videos.write_video(root / "a.mp4", "libx264", num_frames=20)
+    videos.write_video(root / "with spaces" / "b c.mkv", "libx265", size=(64, 48), num_frames=9)
+    videos.write_video(root / "日本語" / "ü.webm", "libvpx-vp9", size=(48, 80), num_frames=12)
+    videos.write_video(root / "d.avi", "mjpeg", pix_fmt="yuvj420p", num_frames=3)
     (root / "empty.mp4").write_bytes(b"")
     (root / "text.mp4").write_text("no video at all\n" * 50)
     (root / "cut.mp4").write_bytes((root / "a.mp4").read_bytes()[:2000])
@@ -149,7 +149,7 @@ def test_a_score_is_the_mean_over_its_clips(model, folder):
 
 
 def test_pixels_score_as_their_file(model, folder):
-    frames = media.full_decode(folder / "a.mp4")
+    frames = videos.full_decode(folder / "a.mp4")
     clip = np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
     by_file, by_array = model.score(folder / "a.mp4"), model.score(clip, fps=25)
     np.testing.assert_allclose(by_array.clips, by_file.clips, rtol=1e-6)
@@ -439,4 +439,4 @@ def test_a_list_of_other_files_is_no_video(model, folder, tmp_path):
     (tmp_path / "real.mkv").write_bytes((folder / "with spaces" / "b c.mkv").read_bytes())
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile real.mkv\n")
     (row,) = score_files([str(tmp_path / "list.mp4")], model)
-    assert (row.status, row.reason) == ("error", "a list of other files, not a video")
+    assert (row.status, row.reason) == ("error", "a list of other files (concat), not a video")

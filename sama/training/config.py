@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sama.decode import DECODERS
+from sama.decode import check_decoder
 from sama.errors import InputError
 
 
@@ -194,8 +194,7 @@ class Config:
         ):
             if value < least:
                 raise InputError(f"{name} must be at least {least}; got {value}")
-        if self.decoder not in ("auto", *DECODERS):
-            raise InputError(f"unknown decoder {self.decoder!r}; known: auto, {', '.join(DECODERS)}")
+        check_decoder(self.decoder)
         if self.model.whiten and (self.model.weights or self.model.kind != "video"):
             raise InputError("model.whiten is for a video model that starts from random weights, without model.weights")
         model = self.model
