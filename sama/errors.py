@@ -18,7 +18,7 @@ class InputError(SamaError, ValueError):
     """An argument, option or setting that cannot be used: what was got, what was expected, what to do."""
 
 
-class DeviceError(SamaError, RuntimeError):
+class DeviceError(InputError, RuntimeError):
     """The device that was asked for is not there, or its memory is full."""
 
 

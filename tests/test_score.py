@@ -237,7 +237,7 @@ def test_the_command_writes_a_table_and_resumes(weights, folder, tmp_path, capsy
     assert not out.with_name(out.name + ".partial").exists()
 
     assert command("score", *good, "--weights", weights, "--out", out) == 2
-    assert "is there already: --resume" in capsys.readouterr().err
+    assert "exists already: --resume" in capsys.readouterr().err
     assert command("score", folder, "--weights", weights, "--out", out, "--resume") == 1  # bad files are among them
     rows = read_table(out)
     assert [row.path for row in rows] == expand([str(folder)])
@@ -261,7 +261,7 @@ def test_resume_refuses_other_weights_and_settings(weights, folder, tmp_path, ca
     out = tmp_path / "scores.csv"
     assert command("score", folder / "a.mp4", "--weights", weights, "--out", out) == 0
     assert command("score", folder, "--weights", weights, "--out", out, "--resume", "--every", 1) == 2
-    assert "cannot be gone on with" in capsys.readouterr().err
+    assert "cannot be resumed" in capsys.readouterr().err
     out.write_text("a,b\n1,2\n")
     assert command("score", folder, "--weights", weights, "--out", out, "--resume") == 2
     assert "other columns" in capsys.readouterr().err

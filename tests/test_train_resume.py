@@ -45,7 +45,7 @@ def test_a_killed_run_goes_on_exactly(labels, tmp_path):
     assert (saved["epoch"], saved["batch"]) < (3, 0)
     refused = subprocess.run([*command, "--out", str(out)], env=env, capture_output=True, text=True, timeout=300)
     assert refused.returncode == 2
-    assert "holds a run already: --resume true goes on with it" in refused.stderr
+    assert "holds a run already: resume it with --resume true" in refused.stderr
     again = subprocess.run(
         [*command, "--out", str(out), "--resume", "true"], env=env, capture_output=True, text=True, timeout=300
     )
@@ -65,7 +65,7 @@ def test_other_labels_are_not_gone_on_with(labels, tmp_path, capsys):
     told = config(labels, tmp_path / "run", data=data, resume=True, optim={"epochs": 1})
     train(told)
     train(dataclasses.replace(told, decoder="pyav"))
-    assert "goes on, but not exactly as it would have: decoder auto, now pyav" in capsys.readouterr().err
+    assert "is resumed, but not exactly as it would have ended: decoder auto, now pyav" in capsys.readouterr().err
     (tmp_path / "labels.csv").write_text(labels.read_text().replace(",93,", ",92,"))
     with pytest.raises(ValueError, match="the label file has changed"):
         train(told)

@@ -2,7 +2,7 @@
 
     requests (file, frames) --packet index--> checked numbers --one call of DALI--> RGB [n, H, W, 3] --> checked clips
 
-DALI numbers frames by their time stamps, as `sama.decode.packets` does; the numbers, sizes and times come from there, and
+DALI numbers frames by their time stamps, as `sama.decode.packets` does; numbers, sizes and times come from there, and
 files that DALI would count otherwise are refused. What DALI does with bad input, and what is done about it:
 
 - A batch with one bad file fails as a whole: it is decoded again file by file, and the bad one is named.
