@@ -8,7 +8,7 @@
             batch.x, batch.labels, batch.names      # float32 [8, 3, 32, 224, 224], float32 [8], list of 8
 
 What is drawn for a file depends on the seed, the epoch and the file's number alone: any number of workers and ranks,
-and an epoch taken up again in its middle, give the same batches. A file that fails is left out of its batch and named.
+and an epoch resumed in its middle, give the same batches. A file that fails is left out of its batch and named.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Feed:
 
     files: paths of videos, or of images with an `ImageSampler`
     sampler: its output's dtype and layout are the batches'
-    labels: one a file
+    labels: one per file
     batch: files in a batch, over all ranks
     clip_len, num_clips, interval: as `sama.frame_indices`; of videos only
     train: draw the clip, the offsets, and for images flip and angle; shuffle files; leave out an incomplete last batch
@@ -77,9 +77,9 @@ class Feed:
     rank, ranks: this process takes its share of each batch; shares differ by one file where ranks do not divide it
     workers: files decoded at the same time; None is the number of cores, at most 16
     decoder: as `sama.open_video`
-    device: where x and labels are to be
-    budget_bytes: of decoded frames that may be held at one time; one file always may
-    ValueError for no files, a size below 1, or labels of another number.
+    device: of x and labels in a batch
+    budget_bytes: of decoded frames held at one time; one file is always let through, however large
+    InputError for no files, a size below 1, an unknown decoder, or a number of labels other than that of the files.
     """
 
     def __init__(

@@ -11,9 +11,9 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -36,7 +36,7 @@ class Ended:
 
 @dataclass
 class Meter:
-    """How long a consumer has waited for its producers, and since when it has been running; in seconds."""
+    """Seconds that a consumer has waited for its producers, and seconds that it has been running."""
 
     waited: float = 0.0
     running: float = 0.0
@@ -55,17 +55,17 @@ class Budget:
         self._active: set[int] = set()
         self._changed = threading.Condition()
 
-    def enter(self, number: int):
+    def enter(self, number: int) -> None:
         with self._changed:
             self._active.add(number)
 
-    def leave(self, number: int):
+    def leave(self, number: int) -> None:
         with self._changed:
             self._active.discard(number)
             self._changed.notify_all()
 
     @contextmanager
-    def hold(self, number: int, size: int, stop: threading.Event):
+    def hold(self, number: int, size: int, stop: threading.Event) -> Iterator[None]:
         """Wait until `size` bytes are free, keep them until the end of the block."""
         with self._changed:
             while not (self.used + size <= self.limit or number == min(self._active) or stop.is_set()):
@@ -85,11 +85,13 @@ class Ticket:
     def __init__(self, number: int, budget: Budget, stop: threading.Event):
         self.number, self.budget, self.stop = number, budget, stop
 
-    def hold(self, size: int):
+    def hold(self, size: int) -> AbstractContextManager[None]:
         return self.budget.hold(self.number, size, self.stop)
 
 
 class _Started(Generic[Job, Item]):
+    """A job that has begun, and the items that it has produced and nobody has consumed."""
+
     def __init__(self, job: Job, items_ahead: int):
         self.job = job
         self.items: queue.Queue = queue.Queue(items_ahead)
@@ -107,16 +109,22 @@ def ahead(
 ) -> Generator[tuple[Job, Item | Ended | object], None, None]:
     """Run jobs in threads, ahead of whoever consumes what they produce.
 
-    Yields, in the order of the jobs, whatever the threads do: `(job, BEGUN)`, `(job, item)` for each item as soon as it
-    is there, `(job, Ended)`. At most `jobs_ahead` jobs are begun and not consumed, each at most `items_ahead` items
-    ahead. An error in a job ends that job alone. Closing the generator ends the threads.
+    produce: called with a job and its `Ticket`, in a thread; yields the job's items
+    workers: threads
+    jobs_ahead: jobs begun and not yet consumed, at most
+    items_ahead: items of each such job that wait to be consumed, at most
+    budget_bytes: that all jobs together may hold, by `Ticket.hold`
+    meter: records how long the consumer waits
+
+    Yields, in the order of the jobs: `(job, BEGUN)`, `(job, item)` for each item as soon as it is there, and
+    `(job, Ended)`. An error in a job ends that job alone. Closing the generator ends the threads.
     """
     stop, budget, meter = threading.Event(), Budget(budget_bytes), meter or Meter()
     started: deque[_Started] = deque()
     remaining = enumerate(jobs)
     begun = time.perf_counter()
 
-    def begin(pool: ThreadPoolExecutor):
+    def begin(pool: ThreadPoolExecutor) -> None:
         number, job = next(remaining, (None, None))
         if number is not None:
             started.append(_Started(job, items_ahead))
@@ -146,11 +154,11 @@ def ahead(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _work(started: _Started, produce: Callable[[Job, Ticket], Iterable[Item]], ticket: Ticket):
-    """Everything that a job produces into its queue, then how it ended."""
+def _work(started: _Started, produce: Callable[[Job, Ticket], Iterable[Item]], ticket: Ticket) -> None:
+    """Put everything that a job produces into its queue, then how it ended."""
     start, waited, error = time.perf_counter(), 0.0, None
 
-    def put(item):
+    def put(item: Item | Ended) -> None:
         nonlocal waited
         began = time.perf_counter()
         while not ticket.stop.is_set():

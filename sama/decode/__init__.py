@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What is known of a video once it is open.
+    """Properties of an open video.
 
     num_frames      frames that a decode of the whole file gives, exact
     width, height   in pixels as displayed, after mirroring and rotation

@@ -2,15 +2,15 @@
 
     requests (file, frames) --packet index--> checked numbers --one call of DALI--> RGB [n, H, W, 3] --> checked clips
 
-DALI numbers frames by their time stamps, as `sama.decode.packets` does; numbers, sizes and times come from there, and
-files that DALI would count otherwise are refused. What DALI does with bad input, and what is done about it:
+DALI numbers frames by their time stamps, as `sama.decode.packets` does. Numbers, sizes and times come from there; files
+that DALI would number otherwise are refused. What DALI does with bad input, and what this module does about it:
 
 - A batch with one bad file fails as a whole: it is decoded again file by file, and the bad one is named.
 - Frames that it cannot get may come out black, without an error: every black frame is compared with FFmpeg's.
 - It converts with BT.601 whatever the file says and interpolates chroma: `Frame.correction` undoes the linear part.
 - Duplicates make it jump back to the last key frame: it is asked for each frame once.
-- Its batches and tensors refer to each other, so that files and frames would stay in memory until Python's collector
-  finds them: it is called each time, for young objects only, which takes a millisecond.
+- Its batches and tensors refer to each other, so that files and frames would stay in memory until Python's garbage
+  collector finds them: each call runs it, for young objects only, which takes a millisecond.
 
 The CPU path is tested. The GPU path is the same code with another device, and was not run on a GPU yet.
 """
@@ -51,7 +51,7 @@ class DaliDecoder:
     device: "cpu", "cuda" or "cuda:N"; None is the GPU where there is one
     threads: of DALI's pool; None shares DALI's default pool of this Python thread
     Use one decoder from one thread at a time.
-    ValueError for another device, RuntimeError for a GPU that is not there.
+    InputError for another device, DeviceError for a GPU that is not there.
     """
 
     def __init__(self, device: str | torch.device | None = None, *, threads: int | None = None):
@@ -69,10 +69,10 @@ class DaliDecoder:
 
         requests: (path, or an open `DaliVideo`; frame numbers, int64 [n], in any order, any number of times)
         clips: layout "rgb", uint8 [n, H, W, 3] on the device, as displayed, with the correction of DALI's colours. In
-            main memory they share one piece, which is free once the last of a batch is let go. On a GPU each is copied
-            out of DALI's memory, of which DALI knows not when other streams have read it; it is ready for the stream
-            that is current here, and other streams have to be told of (`Tensor.record_stream`). Nothing waits for them.
-        ValueError where a request asks for no frames. Frames beyond the end of a file are that file's `DecodeError`.
+            main memory the clips of a batch share one allocation, freed with the last of them. On a GPU each is a copy,
+            because DALI does not know when other streams have read its memory; it is ready for the stream that is
+            current here, without waiting. Call `Tensor.record_stream` before using it in another one.
+        InputError where a request asks for no frames. Frames beyond the end of a file are that file's `DecodeError`.
         """
         results: dict[int, Clip | DecodeError] = {}
         jobs = []
@@ -122,7 +122,7 @@ class DaliDecoder:
         yield from zip(jobs, results)
 
     def _aside(self):
-        """A stream of its own, so that looking at frames does not wait for what else the GPU does."""
+        """Work in this decoder's stream, so that checking frames does not wait for the GPU's other work."""
         return torch.cuda.stream(self._stream) if self._stream else nullcontext()
 
     def _call(self, jobs: list[_Job]) -> list[torch.Tensor]:
@@ -221,7 +221,7 @@ class _Job:
         return Clip("rgb", (tensor,), correction=self.video.correction)
 
     def _check_black(self, tensor: torch.Tensor):
-        """DecodeError where a frame is black here, but not in FFmpeg's hands."""
+        """DecodeError where DALI gave a black frame that FFmpeg decodes as another."""
         suspects = (~tensor[:, ::BLACK_STEP, ::BLACK_STEP].flatten(1).any(1)).nonzero()[:, 0].tolist()
         black = [int(self.frames[k]) for k in suspects if not tensor[k].any()]
         for n, frame in self.video.source.frames(black):
@@ -262,7 +262,7 @@ def numbering_problem(video: PyavVideo) -> str | None:
 
 
 def correction_of(video: PyavVideo) -> Correction | None:
-    """The correction of DALI's colours. Where the height is odd, FFmpeg interpolates chroma too, and drops nothing."""
+    """The correction of DALI's colours; where the height is odd, FFmpeg interpolates too, and drops no fractions."""
     floored = video.decoded_size[1] % 2 == 0
     assert video.matrix is not None  # or `refusal` would have said so
     if video.matrix == MATRIX and not floored:

@@ -6,7 +6,7 @@ Numbers, sizes, times and the choice of packets are those of `sama.decode.packet
 frame's number in place of a time stamp and the surface comes back with it, so no frame can be taken for another.
 
 Only four things of the library are used: `CreateDecoder`, `PacketData`, `Decode`, and frames with `getPTS` and DLPack.
-This was written from the library's documentation and tested with a stand-in for these four; it was never run on a GPU.
+It was written from the library's documentation and tested with a stand-in for these four, never on a GPU.
 """
 
 from __future__ import annotations

@@ -95,12 +95,13 @@ class Run:
 class PacketIndex:
     """Which packet shows which frame, for files whose time stamps tell. Packets are numbered in file order.
 
+    packets [P], pts [P]: all packets and their time stamps
     packet_of_frame [N], frame_pts [N], frame_of_pts {pts: n}: the N frames in the order they are shown
+    keys: numbers of the key packets, increasing
     skippable [P]: packets that the decoder may leave out where their frame is neither wanted nor referred to
     """
 
     def __init__(self, packets: list[Packet], pts: list[int], *, codec: str, intra_only: bool):
-        """pts: of each packet"""
         shown = [number for number, packet in enumerate(packets) if packet.is_shown]
         self.packet_of_frame = sorted(shown, key=lambda number: pts[number])
         self.frame_pts = [pts[number] for number in self.packet_of_frame]
@@ -116,9 +117,10 @@ class PacketIndex:
 
     @classmethod
     def of(cls, packets: list[Packet], source: Source, first: av.VideoFrame) -> PacketIndex | None:
-        """None where packets do not tell which frames a decode gives, or in which order.
+        """The index of a file, or None where its packets do not tell which frames a decode gives, or in which order.
 
-        That is: no or equal time stamps; a start in the middle of a group of pictures, whose frames may be lost;
+        first: the first frame that can be decoded
+        None for: no or equal time stamps; a start in the middle of a group of pictures, whose frames may be lost;
         interlaced video, where a packet may be half a frame; AVI, which stores no time stamps and whose packets may
         hold no frame or two; packets cut short; packets that change the decoder's state, or the palette.
         """
@@ -266,7 +268,7 @@ class Source:
 
 
 def read_packets(source: Source) -> tuple[list[Packet], av.VideoFrame | None]:
-    """All packets, and the first frame that can be decoded."""
+    """All packets of a source at its beginning, and the first frame that can be decoded, None where there is none."""
     packets: list[Packet] = []
     first: list[av.VideoFrame] = []
     nal_length = hevc_nal_length(source.context.extradata) if source.codec == "hevc" else 0
@@ -303,7 +305,7 @@ def hevc_nal_length(extradata: bytes | None) -> int:
 
 
 def hevc_layer(data: memoryview, nal_length: int) -> int:
-    """Temporal layer of a picture: one in a lower layer may be called unused and still serve the layers above."""
+    """Temporal layer of a picture. One in a lower layer may be marked unused and still serve the layers above."""
     at = 0
     while True:
         if nal_length:
