@@ -106,7 +106,7 @@ def load_model(
 def random_model(kind: str = "video", device: str = "auto", *, mode: str = "sama", **options) -> QualityModel:
     """A model with random weights (always the same ones), to try things out; its name says that scores mean nothing."""
     from sama.models import ImageQuality, VideoQuality
-    from sama.models.weights import SETTINGS
+    from sama.models.checkpoints import SETTINGS
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

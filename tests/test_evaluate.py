@@ -16,7 +16,7 @@ from sama.data import Item, protocol_split
 from sama.evaluate import calibration, evaluate_predictions, markdown, report, save_calibrated, write_report
 from sama.metrics import NAMES, logistic_fit, metrics
 from sama.models import VideoQuality, save_weights
-from sama.models.weights import read_metadata
+from sama.models.reading import read_metadata
 
 SETTINGS = {"mode": "sama", "grid": [7, 7], "fragment": [32, 32], "clip_len": 4, "interval": 2, "num_clips": 1}
 

@@ -23,7 +23,7 @@ from sama.files import check_kind, expand
 from sama.kernels import enlarge
 from sama.model import QualityModel
 from sama.models import ImageQuality
-from sama.models.weights import SETTINGS
+from sama.models.checkpoints import SETTINGS
 from sama.score import read_table, score_files
 
 RNG = np.random.default_rng(0)
