@@ -18,7 +18,7 @@ from sama.evaluation_report import without_nan, write_report
 from sama.labels import Item, protocol_split
 from sama.metrics import NAMES, logistic_fit, metrics
 from sama.models import VideoQuality, save_weights
-from sama.models.weights import read_metadata
+from sama.models.reading import read_metadata
 
 SETTINGS = {"mode": "sama", "grid": [7, 7], "fragment": [32, 32], "clip_len": 4, "interval": 2, "num_clips": 1}
 

@@ -24,7 +24,7 @@ from sama.journal import read_table
 from sama.kernels import enlarge
 from sama.model import QualityModel
 from sama.models import ImageQuality
-from sama.models.weights import SETTINGS
+from sama.models.checkpoints import SETTINGS
 from sama.scoring import score_files
 
 RNG = np.random.default_rng(0)

@@ -206,10 +206,10 @@ def card(items: list[Item], text: str) -> str:
 CARD_TEXT = """# The default model
 
 What `sama score` uses without `--weights`: a nano model without its Swin backbone, that is the scene statistics
-alone (`SceneStatistics` in `models/swin3d.py`): means and deviations of the log strengths of 96 components of patches
-in three ranges of scales, how far the fragments lie apart, how much neighbouring frames differ, and a network of three
-layers over them; {parameters:.0f} thousand parameters. It reads a clip of {clip_len} frames as {grid} fragments of
-{fragment} pixels, mode `{mode}`. A score is the mean over up to {num_clips} clips of a video.
+alone (`SceneStatistics` in `models/statistics.py`): means and deviations of the log strengths of 96 components of
+patches in three ranges of scales, how far the fragments lie apart, how much neighbouring frames differ, and a network
+of three layers over them; {parameters:.0f} thousand parameters. It reads a clip of {clip_len} frames as {grid}
+fragments of {fragment} pixels, mode `{mode}`. A score is the mean over up to {num_clips} clips of a video.
 
 **For** putting versions of the same video in order (encodes, filters, sizes), and for finding those that are badly
 blurred, noisy, enlarged, jerky or compressed. It works offline, on a CPU.
