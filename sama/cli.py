@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -303,7 +303,9 @@ def load(options: Namespace, paths: Sequence[str]) -> QualityModel:
     settings = {"dtype": options.dtype, "compile": options.compile}
     if options.random_weights:
         files = [] if "-" in paths else expand(paths)  # standard input can be read once
-        kind = "image" if files and all(suffix(file) in IMAGE_SUFFIXES for file in files) else "video"
+        kind: Literal["video", "image"] = (
+            "image" if files and all(suffix(file) in IMAGE_SUFFIXES for file in files) else "video"
+        )
         model = random_model(kind, options.device, mode=options.mode or "sama", **settings)
     else:
         model = load_model(options.weights, options.device, mode=options.mode, **settings)

@@ -182,15 +182,15 @@ def _match(
     predictions: dict[str, float] = {}
     failed: dict[str, str] = {}
     for item in items:
-        row = found.get(os.path.abspath(item.path))
-        if row is None:
+        match = found.get(os.path.abspath(item.path))
+        if match is None:
             failed[item.path] = f"no row in {options.predictions}"
-        elif row.status == "ok" and row.score is not None and not math.isfinite(row.score):
-            failed[item.path] = "the score is not a number"
-        elif row.status == "ok" and row.score is not None:
-            predictions[item.path] = row.score
+        elif match.status != "ok" or match.score is None:
+            failed[item.path] = match.reason or "no score"
+        elif math.isfinite(match.score):
+            predictions[item.path] = match.score
         else:
-            failed[item.path] = row.reason or "no score"
+            failed[item.path] = "the score is not a number"
     if not predictions:
         path, reason = next(iter(failed.items()))
         raise InputError(f"none of the {len(items)} labelled files has a score; the first: {path}: {reason}")

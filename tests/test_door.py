@@ -15,7 +15,7 @@ import torch
 import sama
 from sama import cli, errors, terminal
 from sama.errors import InputError, SamaError
-from sama.kernels import cpu
+from sama.kernels import cpu, cpu_loops
 
 ROOT = Path(sama.__file__).parent
 
@@ -95,18 +95,18 @@ def test_an_interruption_says_how_to_continue(monkeypatch, capsys):
 
 def test_compiling_the_kernel_is_announced_once(monkeypatch, caplog):
     """Only where it takes long, and once, however many kernels are compiled."""
-    monkeypatch.setattr(cpu, "_kernels", {})
-    monkeypatch.setattr(cpu, "_compile", lambda kind, half: time.sleep(0.3) or (kind, half))
-    monkeypatch.setattr(cpu, "SILENT_SECONDS", 10)
-    cpu._announce.cache_clear()
+    monkeypatch.setattr(cpu_loops, "_kernels", {})
+    monkeypatch.setattr(cpu_loops, "_compile", lambda kind, half: time.sleep(0.3) or (kind, half))
+    monkeypatch.setattr(cpu_loops, "SILENT_SECONDS", 10)
+    cpu_loops._announce.cache_clear()
     with caplog.at_level(logging.WARNING, "sama"):
         cpu.prepare("rgb", torch.float32)
         assert caplog.messages == []
-        monkeypatch.setattr(cpu, "SILENT_SECONDS", 0.05)
+        monkeypatch.setattr(cpu_loops, "SILENT_SECONDS", 0.05)
         cpu.prepare("yuv", torch.float32)
         cpu.prepare("yuv", torch.bfloat16)
     assert caplog.messages == ["compiling the CPU kernel, once"]
-    assert cpu._kernels == {key: key for key in (("rgb", False), ("yuv", False), ("yuv", True))}
+    assert cpu_loops._kernels == {key: key for key in (("rgb", False), ("yuv", False), ("yuv", True))}
 
 
 def test_compiling_is_no_waiting_for_decoding(monkeypatch, tmp_path):

@@ -25,7 +25,7 @@ from sama.evaluation import calibration
 from sama.feed import Batch, Feed
 from sama.kernels.layout import PATCH, ceil_div, is_patches
 from sama.labels import Item
-from sama.models import save_weights
+from sama.models import ImageQuality, VideoQuality, save_weights
 from sama.training.config import Config
 from sama.training.log import Log
 from sama.training.losses import image_loss, video_loss
@@ -48,7 +48,7 @@ def train(config: Config) -> dict[str, Any]:
     state = read_state(out, config, sets, ranks)
 
     model = make_model(config).to(ranks.device)
-    if config.model.whiten and not state.tensors:
+    if config.model.whiten and not state.tensors and isinstance(model, VideoQuality):
         whiten(model, config, sets["train"], ranks)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=config.optim.weight_decay)
@@ -66,7 +66,10 @@ def train(config: Config) -> dict[str, Any]:
     if config.compile:
         model.compile()
     some_unused = config.optim.statistics_epochs > 0
-    parallel = DistributedDataParallel(model, find_unused_parameters=some_unused) if ranks.world_size > 1 else model
+    distributed = None
+    if ranks.world_size > 1:
+        distributed = DistributedDataParallel(model, find_unused_parameters=some_unused)
+    network = distributed or model
     log = Log(out, config, sets, feed, state.failed, quiet=not ranks.first)
 
     finals: dict[str, Scored] = {}
@@ -77,10 +80,9 @@ def train(config: Config) -> dict[str, Any]:
         for batch in feed.epoch(epoch, start=state.batch):
             last = batch.index + 1 == len(feed)
             stepping = last or (batch.index + 1) % config.optim.accumulate == 0
-            synchronised = stepping or ranks.world_size == 1
-            with nullcontext() if synchronised else parallel.no_sync():
+            with distributed.no_sync() if distributed and not stepping else nullcontext():
                 with seeded(ranks, config.seed, epoch, batch.index), autocast(config, ranks):
-                    prediction = predict(parallel, batch, config, ranks)
+                    prediction = predict(network, batch, config, ranks)
                 predictions, labels = ranks.gather(prediction), ranks.gather(batch.labels)
                 loss = objective(predictions, labels, config)
                 batches = batches_in_step(batch.index, len(feed), config.optim.accumulate)
@@ -92,7 +94,7 @@ def train(config: Config) -> dict[str, Any]:
                     raise InputError(
                         f"gradients are not finite in epoch {epoch + 1}, batch {batch.index + 1}: lower optim.lr"
                     )
-                lr = schedule.get_last_lr()[0]
+                lr = float(schedule.get_last_lr()[0])
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
@@ -198,7 +200,7 @@ def augment(x: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def score_feed(model: nn.Module, feed: Feed, config: Config, ranks: Ranks) -> Scored:
+def score_feed(model: VideoQuality | ImageQuality, feed: Feed, config: Config, ranks: Ranks) -> Scored:
     """Score all files of a feed; every rank scores its share and gets the scores of all."""
     model.eval()
     scores: dict[int, float] = {}
@@ -216,7 +218,7 @@ def score_feed(model: nn.Module, feed: Feed, config: Config, ranks: Ranks) -> Sc
 
 def save_model(
     path: Path,
-    ema: nn.Module,
+    ema: VideoQuality | ImageQuality,
     config: Config,
     trained_on: Sequence[Item],
     record: dict[str, Any],

@@ -75,7 +75,7 @@ def _demo_labels(config: Config) -> Path:
             bar.total = total
             bar.update(done - bar.n)
 
-        return make(folder, size=config.data.demo, images=images, progress=progress)
+        return make(folder, size=config.data.demo or "small", images=images, progress=progress)
 
 
 def _column_splits(items: Sequence[Item], data: Data) -> Sets:

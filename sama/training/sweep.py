@@ -19,7 +19,7 @@ import numpy as np
 from sama.errors import InputError
 from sama.files import replace_file
 from sama.metrics import Metrics
-from sama.training.config import Config
+from sama.training.config import Config, Sampling
 from sama.training.loop import train
 from sama.training.report import as_cell
 
@@ -51,14 +51,17 @@ def sweep(config: Config) -> Iterator[tuple[dict[str, Any], Config]]:
         yield name, dataclasses.replace(one, out=str(Path(config.out) / folder) if folder else config.out)
 
 
-def parse_sampling(text: str, config: Config):
+def parse_sampling(text: str, config: Config) -> Sampling:
     """The sampling that a text names: "fragments", or "resize 1x1 224x224" (mode, grid, fragment)."""
     mode, *sizes = text.split()
-    pairs = [tuple(int(part) for part in size.split("x") if part.isdigit()) for size in sizes]
+    pairs = [[int(part) for part in size.split("x") if part.isdigit()] for size in sizes]
     if len(pairs) not in (0, 2) or any(len(pair) != 2 for pair in pairs):
         raise InputError(f'sweep.samplings takes "mode" or "mode ROWSxCOLUMNS ROWSxCOLUMNS"; got {text!r}')
-    geometry = dict(zip(("grid", "fragment"), pairs))
-    return dataclasses.replace(config.sampling, mode=mode, **geometry)
+    sampling = dataclasses.replace(config.sampling, mode=mode)
+    if not pairs:
+        return sampling
+    (grid_rows, grid_columns), (rows, columns) = pairs
+    return dataclasses.replace(sampling, grid=(grid_rows, grid_columns), fragment=(rows, columns))
 
 
 def write_sweep(out: Path, names: Sequence[dict[str, Any]], reports: Sequence[dict[str, Any]]):
@@ -105,7 +108,8 @@ def write_sweep(out: Path, names: Sequence[dict[str, Any]], reports: Sequence[di
 
 def median(values: Sequence[float | None]) -> float | None:
     """The median; None where one of the values does not exist."""
-    return None if None in values else float(np.median(values))
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if len(known) == len(values) else None
 
 
 def mean_interval(values: Sequence[float | None]) -> str:
@@ -115,10 +119,11 @@ def mean_interval(values: Sequence[float | None]) -> str:
     """
     from scipy import stats
 
-    if None in values or not values:
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
         return ""
-    mean = float(np.mean(values))
-    if len(values) < 2:
+    mean = float(np.mean(known))
+    if len(known) < 2:
         return f"{mean:.4f}"
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    half = float(stats.t.ppf(0.975, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
     return f"{mean:.4f} ({max(-1.0, mean - half):.3f} to {min(1.0, mean + half):.3f})"
