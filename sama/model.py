@@ -66,7 +66,7 @@ class Result:
 
 
 def load_model(
-    weights: str | os.PathLike | None = None,
+    weights: str | os.PathLike[str] | None = None,
     device: str = "auto",
     *,
     mode: str | None = None,
@@ -108,9 +108,9 @@ def load_model(
 
 
 def score(
-    source: str | os.PathLike | np.ndarray | torch.Tensor,
+    source: str | os.PathLike[str] | np.ndarray | torch.Tensor,
     *,
-    weights: str | os.PathLike | None = None,
+    weights: str | os.PathLike[str] | None = None,
     device: str = "auto",
     every_seconds: float | None = None,
     fps: float | None = None,
@@ -142,7 +142,7 @@ def random_model(
     return QualityModel(module.eval(), metadata, "RANDOM WEIGHTS, scores mean nothing", device, **options)
 
 
-def digest(path: str | os.PathLike) -> str:
+def digest(path: str | os.PathLike[str]) -> str:
     """The first 12 digits of a file's SHA-256."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
@@ -193,11 +193,12 @@ class QualityModel:
     @property
     def kind(self) -> Literal["video", "image"]:
         """What the model scores."""
-        return self.metadata["kind"]
+        return "image" if self.metadata["kind"] == "image" else "video"
 
     @property
     def clip_len(self) -> int:
-        return self.metadata["clip_len"]
+        """Frames of a clip."""
+        return int(self.metadata["clip_len"])
 
     @property
     def scale(self) -> str | None:
@@ -251,7 +252,8 @@ class QualityModel:
         span = data["clip_len"] * data["interval"]  # a clip longer than its window goes on beyond it
         starts = edges[:-1] + np.maximum(0, np.diff(edges) - span) // 2
         starts = np.unique(np.minimum(starts, max(0, num_frames - span)))
-        return np.minimum(starts[:, None] + np.arange(data["clip_len"]) * data["interval"], num_frames - 1)
+        indices: np.ndarray = starts[:, None] + np.arange(data["clip_len"]) * data["interval"]
+        return np.minimum(indices, num_frames - 1)
 
     def sample(self, video: Video, every_seconds: float | None = None) -> tuple[np.ndarray, Iterator[torch.Tensor]]:
         """The sampled clips of an open video, and their times.
@@ -272,7 +274,7 @@ class QualityModel:
         samples = samples.to(self.device, non_blocking=True)
         autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
         with autocast:
-            tokens = self.module(samples)
+            tokens: torch.Tensor = self.module(samples)
         if self.kind == "video":
             return tokens[:, 0].float().cpu()
         side = round(tokens.shape[1] ** 0.5)
@@ -315,7 +317,7 @@ class QualityModel:
 
     def score(
         self,
-        source: str | os.PathLike | np.ndarray | torch.Tensor,
+        source: str | os.PathLike[str] | np.ndarray | torch.Tensor,
         *,
         every_seconds: float | None = None,
         fps: float | None = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from compare_media import weight
-from compare_worker import CROSS, Failure, Places, Text, attempt, case, collect, home
+from compare_worker import CROSS, Failure, Places, Text, attempt, case, collect, home, room
 
 MODES = ("sama", "sama-mix", "sama-c", "sama-swm", "sama-spm", "fragments")
 OUTPUTS = (("video", "float32"), ("patches", "float32"), ("patches", "float16"), ("video", "bfloat16"))
@@ -264,7 +263,7 @@ def models_outputs(at: Places):
 @case("models/step")
 def models_step(at: Places):
     """One training step: losses, and every gradient, with dropout and stochastic depth drawn from a seed."""
-    losses = importlib.import_module("sama.losses")
+    losses = room("sama.training.losses", "sama.losses")
     for name, (kind, size, options) in MODELS.items():
         shape = (3, 3, 256, 256) if kind == "image" else (3, 3, 8, 96, 96)
         for dtype, checkpointing in ((torch.float32, False), (torch.bfloat16, True)):
@@ -286,7 +285,7 @@ def models_step(at: Places):
 
 @case("losses")
 def losses_values(at: Places):
-    losses = importlib.import_module("sama.losses")
+    losses = room("sama.training.losses", "sama.losses")
     pairs = {
         "many": (normal(40, seed=1), normal(40, seed=2)),
         "one": (normal(1), normal(1)),

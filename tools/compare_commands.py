@@ -310,12 +310,20 @@ def demo_set(at: Places):
     """Contents of the demo set, and each degradation of one of them."""
     rooms = ("sources", "camera", "codec", "degrade", "label", "make")
     modules = ("sama.demo", *(f"sama.corpus.{room}" for room in rooms))
-    contents, kinds, pristine = (home(name, *modules) for name in ("CONTENTS", "KINDS", "pristine"))
-    yield "contents", {name: repr(content) for name, content in contents.items()}
+    contents, kinds = home("CONTENTS", *modules), home("KINDS", *modules)
+    geometry = ("name", "source", "width", "height", "region", "scale", "shot")
+    yield "contents", {name: [getattr(content, key) for key in geometry] for name, content in contents.items()}
+
+    def pristine(name: str, num_frames: int):
+        content = contents[name]
+        if hasattr(content, "pristine"):
+            return content.pristine(num_frames)
+        return home("pristine", *modules)(content, num_frames)  # version 0.1.0
+
     for name in [*contents][::7]:
-        yield f"pristine/{name}", pristine(contents[name], 3)
+        yield f"pristine/{name}", pristine(name, 3)
     measure, quality = home("measure", *modules), home("quality", *modules)
-    frames = pristine(contents["astronaut"], 8)
+    frames = pristine("astronaut", 8)
     for name, kind in kinds.items():
         stream = kind.apply(frames, kind.strength(0.6, "val"), "astronaut")
         shown = getattr(stream, "frames", stream)

@@ -18,7 +18,7 @@ from PIL import Image
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 sys.path.append(str(TESTS))
 
-from media import picture, set_display_matrix, write_audio, write_video  # noqa: E402
+from videos import picture, set_display_matrix, write_audio, write_video  # noqa: E402
 
 QUIET = {"x265-params": "log-level=none"}
 CODECS = {  # file name: codec and what `write_video` is given beside it

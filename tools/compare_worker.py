@@ -19,6 +19,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,6 +81,14 @@ def home(name: str, *modules: str) -> Any:
         with contextlib.suppress(ImportError, AttributeError):
             return getattr(importlib.import_module(module), name)
     raise AttributeError(f"none of {', '.join(modules)} has {name}")
+
+
+def room(*modules: str) -> ModuleType:
+    """The first of the modules that is there."""
+    for module in modules:
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(module)
+    raise AttributeError(f"there is none of {', '.join(modules)}")
 
 
 class Record:
