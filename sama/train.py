@@ -27,17 +27,18 @@ CONFIGS = Path(__file__).parent / "configs"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the command line says; 0 where all went well, 2 where it could not be carried out, 130 interrupted."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    settings = [argument for argument in given if argument != "--traceback"]  # no setting of the run
 
     def command() -> int:
-        run(configure(arguments))
+        run(configure(settings))
         return OK
 
     try:
         return carry_out(
             command,
             name="sama.train",
-            traceback="--traceback" in arguments,
+            traceback="--traceback" in given,
             hint="; the same command with --resume true continues",
         )
     finally:
@@ -64,11 +65,13 @@ def configure(arguments: Sequence[str]) -> Config:
 
 def parser() -> ArgumentParser:
     """The parser of the command line: every setting of `Config`."""
-    about = "Train a model. Without --config and --data.labels: the demo, which needs no data."
+    about = (
+        "Train a model. Without --config and --data.labels: the demo, which needs no data. --traceback shows where an "
+        "error comes from."
+    )
     names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
     parsing = ArgumentParser(prog="python -m sama.train", description=about, allow_abbrev=False)
     parsing.add_argument("--config", action="config", help=f"a YAML file, or the name of a shipped one: {names}")
-    parsing.add_argument("--traceback", action="store_true", help="show where an error comes from")
     parsing.add_class_arguments(Config)
     return parsing
 
