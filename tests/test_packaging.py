@@ -9,7 +9,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import media
+import videos
 import pytest
 
 import sama
@@ -106,7 +106,7 @@ def test_installed_package_scores_and_trains(installed, tmp_path):
     assert where.split() == [str(packages / "sama" / "__init__.py"), str(packages / "sama" / "kernels" / "__init__.py")]
     command = str(Path(executable).with_name("sama"))
     assert python(command, "--version", cwd=tmp_path).strip() == f"sama {sama.__version__}"
-    media.write_video(tmp_path / "video.mp4", "libx264", num_frames=8)
+    videos.write_video(tmp_path / "video.mp4", "libx264", num_frames=8)
     scored = python(command, "score", "video.mp4", "--device", "cpu", cwd=tmp_path)
     assert "video.mp4" in scored.splitlines()[-1]
     said = python(executable, "-m", "sama.train", "--help", cwd=tmp_path)
