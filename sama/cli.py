@@ -1,4 +1,5 @@
-"""The command `sama`: score files, inspect one, evaluate scores against labels, check data and weights, train."""
+"""The command `sama`: score files, inspect one, evaluate scores against labels, make and check data,
+check weights, train."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -92,6 +93,7 @@ def parser() -> ArgumentParser:
     demo.add_argument("--workers", type=int, help="contents made at the same time (the number of cores)")
     commands.add_subcommand("demo-data", demo, help="make a set to try training on")
 
+    _add_corpus(commands)
     commands.add_subcommand("train", ArgumentParser(), help="train a model: sama train --help")
 
     weights = ArgumentParser(description="List what a checkpoint holds and which of its weights fit.")
@@ -100,6 +102,33 @@ def parser() -> ArgumentParser:
     for command in (main, score, inspect, evaluate, check, demo, weights):
         command.add_argument("--traceback", action="store_true", help="show where an error comes from")
     return main
+
+
+def _add_corpus(commands: Any) -> None:
+    corpus = ArgumentParser(description="A labelled set made of undegraded videos and photographs; VMAF is the label.")
+    corpus.add_argument("masters", nargs="*", metavar="MASTERS", help="files and folders of undegraded material")
+    corpus.add_argument("-o", "--out", type=str, required=True, metavar="FOLDER", help="folder for the set")
+    corpus.add_argument("--resume", action="store_true", help="continue the set in FOLDER; no need to name masters")
+    corpus.add_argument("--dry-run", action="store_true", help="judge masters and say what the set would cost; no more")
+    corpus.add_argument("--hours", type=float, help="as many contents as this much time allows")
+    corpus.add_argument("--gigabytes", type=float, help="as many contents as this much disk allows")
+    corpus.add_argument("--total", type=int, metavar="N", help="as many contents")
+    corpus.add_argument("--contents", type=int, default=4, metavar="N", help="contents of a master, at most")
+    corpus.add_argument("--versions", type=int, default=16, metavar="N", help="degraded versions of each content")
+    corpus.add_argument("--frames", type=int, default=64, metavar="N", help="frames of a clip")
+    corpus.add_argument("--sizes", type=str, default="", metavar="360,720,...", help="rows of clips, 360 to 2160")
+    corpus.add_argument("--kinds", type=str, default="", metavar="NAME,...", help="kinds of degradation (all)")
+    corpus.add_argument("--unseen", type=str, default="", metavar="NAME,...", help="kinds for the test split only")
+    corpus.add_argument("--metrics", type=str, metavar="NAME,...", help="columns beside VMAF (all)")
+    corpus.add_argument("--val", type=float, default=0.15, help="share of the masters for validation")
+    corpus.add_argument("--test", type=float, default=0.15, help="share of the masters for testing")
+    corpus.add_argument("--split-by", choices=("master", "content"), default="master", help="what splits do not share")
+    corpus.add_argument("--seed", type=int, default=0, help="of contents, kinds, strengths and splits")
+    corpus.add_argument("--trust", action="store_true", help="take masters that would be refused")
+    corpus.add_argument("--workers", type=int, help="contents made at the same time (cores, if memory holds as many)")
+    corpus.add_argument("--ffmpeg", type=str, metavar="FILE", help="FFmpeg with libvmaf (imageio-ffmpeg's, or on PATH)")
+    corpus.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    commands.add_subcommand("corpus", corpus, help="make a labelled set of undegraded material")
 
 
 def _add_labels(command: ArgumentParser) -> None:
@@ -141,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return train(arguments[1:])
     options = parser().parse_args(arguments)
     commands = {"score": score, "inspect": inspect, "evaluate": evaluate, "data": data, "weights": weights}
-    commands |= {"demo-data": demo_data}
+    commands |= {"demo-data": demo_data, "corpus": corpus}
     command, own = commands[options.command], options[options.command]
     return carry_out(lambda: command(own), traceback="--traceback" in arguments)
 
@@ -282,6 +311,35 @@ def demo_data(options: Namespace) -> int:
         )
     print(labels)
     return OK
+
+
+def corpus(options: Namespace) -> int:
+    """`sama corpus`: make a labelled set of masters."""
+    from sama.corpus.corpus import CorpusOptions, make_corpus
+    from sama.corpus.masters import SIZES
+    from sama.corpus.vmaf import METRICS
+
+    given = {name: getattr(options, name) for name in CorpusOptions.__dataclass_fields__}
+    try:
+        sizes = [int(size) for size in listed(options.sizes)]
+    except ValueError:
+        raise InputError(f"--sizes must be numbers of rows, as in 360,720; got {options.sizes}") from None
+    metrics = tuple(METRICS) if options.metrics is None else listed(options.metrics)
+    given |= {"sizes": sizes or SIZES, "metrics": metrics}
+    given |= {name: listed(getattr(options, name)) for name in ("kinds", "unseen")}
+    try:
+        labels = make_corpus(CorpusOptions(**given), lambda line: print(line, file=sys.stderr), progress_bar)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; sama corpus --resume -o {options.out} continues", file=sys.stderr)
+        return INTERRUPTED
+    if labels:
+        print(labels)
+    return OK
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """The parts of a text between commas."""
+    return tuple(part for part in (part.strip() for part in text.split(",")) if part)
 
 
 def weights(options: Namespace) -> int:

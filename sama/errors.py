@@ -50,6 +50,10 @@ class NoWeightsError(SamaError):
     """There is no model to score with: the packaged file is missing, or the file given has no trained head."""
 
 
+class FfmpegError(SamaError):
+    """The FFmpeg program cannot be run, failed, or took too long."""
+
+
 class OutputError(SamaError):
     """An output file cannot be written, or cannot be resumed."""
 

@@ -10,5 +10,17 @@
     build     writes a set from any contents with any label, and resumes an interrupted one
     make      the demo's sets: their settings, and `make`
 
-The command is `sama demo-data FOLDER [--size full] [--images]`, or `python -m sama.demo` with the same arguments.
+and, of anybody's masters, with VMAF as the label (`sama corpus`):
+
+    ffmpeg    the FFmpeg program: encoders, libvmaf
+    vmaf      the label
+    probe     measures of a picture: detail, blocks, black bars
+    masters   files judged: masters, or refused
+    contents  parts of photographs, filmed, and shots of videos
+    kinds     degradations by real encoders and others
+    budget    what a set costs, measured on a sample
+    corpus    the whole: plan, set, tables
+
+The demo's command is `sama demo-data FOLDER [--size full] [--images]`, or `python -m sama.demo` with the same
+arguments.
 """

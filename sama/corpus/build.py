@@ -2,12 +2,13 @@
 
 The folder holds a whole set or none. A whole set is `labels.csv`, the files in `clips` or `images`, and
 `manifest.json`, which is written last. Until then all is in the subfolder `unfinished`, with a JSON file of the rows of
-each content that is done: a run that was interrupted resumes after the last of them.
+each content, as far as it is done: a run that was interrupted resumes after the last file that was finished.
 """
 
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from filelock import FileLock
 
 from sama.corpus.codec import Stream, read_image, read_video, write_image, write_video
 from sama.corpus.degrade import Kind
-from sama.errors import InputError
+from sama.errors import DecodeError, FfmpegError, InputError, OutputError
 
 Row = dict[str, Any]
 
@@ -91,6 +92,10 @@ class Recipe:
     plan: gives the versions of a content by its name, those of an image together
     kinds: the degradations by name. num_frames: of each content
     images: single frames of each content, this many, evenly spaced; 0 for clips
+    write: encodes a stream into a video file
+    facts: what else a clip's row has, by its content, its stream and its path; fact_columns: the names of that
+    stop: ends what workers have under way, where the run is interrupted
+    tolerant: versions that cannot be made are left out and listed in `failures.json`, instead of ending the run
     """
 
     settings: Mapping[str, Any]
@@ -100,6 +105,11 @@ class Recipe:
     labeller: Labeller
     num_frames: int
     images: int = 0
+    write: Callable[[str, Stream], None] = write_video
+    facts: Callable[[Any, Stream, Path], Mapping[str, Any]] = lambda content, stream, path: {}
+    fact_columns: Sequence[str] = ()
+    stop: Callable[[], None] = lambda: None
+    tolerant: bool = False
 
     def __post_init__(self):
         splits: dict[str, str] = {}
@@ -117,7 +127,7 @@ class Recipe:
     @property
     def columns(self) -> tuple[str, ...]:
         """Of `labels.csv`."""
-        return "path", *self.labeller.columns, "content", "kind", "strength", "split"
+        return "path", *self.labeller.columns, "content", "kind", "strength", "split", *self.fact_columns
 
 
 def build(
@@ -133,9 +143,21 @@ def build(
     workers: contents made at the same time; the number of cores by default
     progress: called with (files done, files in all)
 
-    Raises `InputError` where the folder holds another set.
+    Raises `InputError` where the folder holds another set, `OutputError` where the disk is full: what was made is kept.
     """
     folder = Path(folder)
+    try:
+        return _build(folder, recipe, workers, progress)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OutputError(
+            f"{folder}: the disk is full; the files made so far are kept, and the same command continues after them "
+            "once there is room"
+        ) from error
+
+
+def _build(folder: Path, recipe: Recipe, workers: int | None, progress: Callable[[int, int], None] | None) -> Path:
     settings = json.loads(json.dumps(dict(recipe.settings)))
     labels, manifest, unfinished = folder / "labels.csv", folder / "manifest.json", folder / "unfinished"
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,6 +175,12 @@ def build(
         _save(unfinished / "settings.json", settings)
 
         rows = _make_contents(recipe, unfinished, workers or os.cpu_count() or 1, progress)
+        failed = [row for row in rows if "failed" in row]
+        rows = [row for row in rows if "failed" not in row]
+        if failed and not rows:
+            raise InputError(f"not one of {len(failed)} files could be made; the first: {failed[0]['failed']}")
+        if failed:
+            _save(folder / "failures.json", failed)
         _write_csv(unfinished / "labels.csv", recipe.columns, rows)
         shutil.rmtree(folder / recipe.folder, ignore_errors=True)
         (unfinished / recipe.folder).replace(folder / recipe.folder)
@@ -187,6 +215,7 @@ def _make_contents(
                 rows[jobs[job].name] = job.result()
         except BaseException:
             stopped.set()
+            recipe.stop()
             pool.shutdown(cancel_futures=True)
             raise
     return [row for content in recipe.contents for row in rows[content.name]]
@@ -196,39 +225,56 @@ def _make_content(recipe: Recipe, content: Content, folder: Path, advance: Calla
     """Make the files of a content, calling `advance` after each; its rows, which are kept for a later run."""
     kept = folder / f"{content.name}.json"
     versions = recipe.plan(content.name)
-    rows = _load(kept)
-    if rows is not None:
-        for _ in versions:
-            advance()
+    rows = _load(kept) or []
+    for _ in rows:
+        advance()
+    if len(rows) == len(versions):
         return rows
     clip = content.pristine(recipe.num_frames)
-    rows, view = [], None
-    for version in versions:
+    view = None
+    for version in versions[len(rows) :]:
         if version.view != view:
             view = version.view
             at = view * len(clip) // max(recipe.images, 1)
             frames = clip[at : at + 1] if recipe.images else clip
             label = recipe.labeller.prepare(version.name, frames)
-        path, shown = _make_version(recipe, version, frames, folder)
-        values = {"content": version.name, "kind": version.kind, "strength": version.strength, "split": content.split}
-        rows.append({"path": path, **label(shown), **values})
+        rows.append(_make_row(recipe, content, version, frames, folder, label))
+        _save(kept, rows)
         advance()
-    _save(kept, rows)
     return rows
 
 
-def _make_version(recipe: Recipe, version: Version, frames: np.ndarray, folder: Path) -> tuple[str, np.ndarray]:
-    """Write a file; its path in the set and its frames as they decode."""
+def _make_row(
+    recipe: Recipe,
+    content: Content,
+    version: Version,
+    frames: np.ndarray,
+    folder: Path,
+    label: Callable[[np.ndarray], Mapping[str, float | str]],
+) -> Row:
+    """Make a file; its row."""
+    values = {"content": version.name, "kind": version.kind, "strength": version.strength, "split": content.split}
+    try:
+        path, stream, shown = _make_version(recipe, version, frames, folder)
+        return {"path": path, **label(shown), **values, **recipe.facts(content, stream, folder / path)}
+    except (DecodeError, FfmpegError) as error:
+        if not recipe.tolerant:
+            raise
+        return {**values, "failed": str(error)}
+
+
+def _make_version(recipe: Recipe, version: Version, frames: np.ndarray, folder: Path) -> tuple[str, Stream, np.ndarray]:
+    """Write a file; its path in the set, what was encoded, and its frames as they decode."""
     kind = recipe.kinds.get(version.kind)
     stream = kind.apply(frames, version.strength, version.name) if kind else Stream(frames)
     path = f"{recipe.folder}/{version.name}-{version.kind}-{version.number}"
     if recipe.images:
         path += {"jpeg": ".jpg", "webp": ".webp"}.get(stream.codec, ".png")
         write_image(folder / path, stream)
-        return path, read_image(folder / path)
+        return path, stream, read_image(folder / path)
     path += ".mp4"
-    write_video(str(folder / path), stream)
-    return path, read_video(str(folder / path))
+    recipe.write(str(folder / path), stream)
+    return path, stream, read_video(str(folder / path))
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:

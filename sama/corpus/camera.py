@@ -37,6 +37,7 @@ def pan(
     region: tuple[float, float, float, float] = (0, 0, 1, 1),
     scale: float = 1,
     pace: float = 1,
+    kernel: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> np.ndarray:
     """A photograph seen through a camera that pans, zooms and shakes.
 
@@ -44,6 +45,7 @@ def pan(
     region: left, top, right, bottom within which the camera moves, as shares of the photograph
     scale: pixels of a frame per pixel of the photograph, where the region leaves room for it
     pace: speed of the motion; at 0 the camera stands still
+    kernel: of the resampling. At a scale of 1/1.4 or less the frames are equally sharp wherever the camera stands
     """
     frame_width, frame_height = size
     turns, phases = rng.uniform(0.35, 0.9, 3), rng.uniform(0, 1, 3)
@@ -59,7 +61,7 @@ def pan(
         x = left + np.clip((right - left - width) * (0.5 + 0.48 * across[t]) + shake[0, t], 0, right - left - width)
         y = top + np.clip((bottom - top - height) * (0.5 + 0.48 * down[t]) + shake[1, t], 0, bottom - top - height)
         for out, plane in zip(split_planes(frame), planes):
-            out[:] = plane.resize(out.shape[::-1], Image.Resampling.BICUBIC, (x, y, x + width, y + height))
+            out[:] = plane.resize(out.shape[::-1], kernel, (x, y, x + width, y + height))
     return frames
 
 
