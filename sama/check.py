@@ -82,12 +82,13 @@ def check(
     labels: str | os.PathLike,
     root: str | os.PathLike | None = None,
     *,
+    label: str = "",
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Check a label file and every file that it names.
 
-    root: as in `read_labels`
+    root, label: as in `read_labels`
     workers: files opened at the same time; None is the number of cores, at most 8
     progress: called with files done and files in all
 
@@ -96,7 +97,7 @@ def check(
     contents that lie in more than one of the file's own splits, by group and by content. `LabelError` only where no
     line can be made out.
     """
-    parsed = parse_labels(labels, root)
+    parsed = parse_labels(labels, root, label=label)
     items = parsed.items
     problems = {"bad lines": parsed.problems, "labels": [], "missing": [], "unreadable": []}
     if len(items) > 1 and len({item.mos for item in items}) == 1:

@@ -134,6 +134,9 @@ def _add_corpus(commands: Any) -> None:
 def _add_labels(command: ArgumentParser) -> None:
     command.add_argument("labels", metavar="LABELS", help="label file; a CSV with path,mos, or any published form")
     command.add_argument("root", metavar="ROOT", help="folder that its paths are relative to")
+    command.add_argument(
+        "--label", type=str, default="", metavar="COLUMN", help="column of the labels (mos, vmaf, ...)"
+    )
 
 
 def _add_reading(command: ArgumentParser) -> None:
@@ -295,7 +298,7 @@ def data(options: Namespace) -> int:
     if not os.path.isdir(options.root):
         raise InputError(f"there is no folder {options.root}")
     with progress_bar("checking") as progress:
-        report = check(options.labels, options.root, workers=options.workers, progress=progress)
+        report = check(options.labels, options.root, label=options.label, workers=options.workers, progress=progress)
     print(report)
     return OK if report.ok else SOME_FAILED
 

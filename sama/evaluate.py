@@ -29,6 +29,7 @@ class EvaluateOptions:
     weights: str | None = None
     random_weights: bool = False
     mode: str | None = None
+    label: str = ""
     split: str | None = None
     splits: int | None = None
     by: str | None = None
@@ -92,7 +93,7 @@ def run(
     load: called with the labelled paths for the model, where it is needed
     progress: called with a title; a context that gives a function of files done and files in all
     """
-    items = read_labels(options.labels, options.root)
+    items = read_labels(options.labels, options.root, label=options.label)
     title = os.path.basename(options.labels)
     if options.split:
         items, title = with_split(items, options.split), f"{title}, split {options.split}"

@@ -3,6 +3,7 @@
     items = read_labels("labels_test.txt", "LSVQ/")          # every form below, told from its content
     train, test = protocol_split(items, k=0)                 # one of the protocol's random 80/20 splits
     train, val = named_split(read_labels("mine.csv"))        # by the file's own column `split`
+    items = read_labels("mine.csv", label="psnr_hvs")        # another column as the label
 
 | set | form |
 |---|---|
@@ -11,6 +12,7 @@
 | SPAQ | no header; `name score`, white space between |
 | KADID-10k | CSV with a header; `dist_img, ref_img, dmos, var`, where a higher dmos is better |
 | your own | CSV with a header; `path,mos`, and if you like `content` (or `group`), `split`, further columns |
+| `sama corpus` | CSV with a header; `path,vmaf`, further columns, any of which can be the label |
 
 A CSV may be separated by comma, semicolon or tab. Blank lines are skipped; UTF-8 with or without BOM, UTF-16 with one.
 """
@@ -31,7 +33,7 @@ from typing import Any, NoReturn
 from sama.errors import InputError, LabelError
 
 PATHS = ("path", "file", "filename", "file_name", "name", "video", "video_name", "image", "image_name", "dist_img")
-LABELS = ("mos", "mos_zscore", "label")
+LABELS = ("mos", "mos_zscore", "label", "vmaf")
 GROUPS = ("content", "group", "ref_img")
 SPLITS = ("split", "set")
 FORMS = """known forms:
@@ -60,14 +62,17 @@ class Item:
     extra: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
-def read_labels(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> list[Item]:
+def read_labels(
+    path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, *, label: str = ""
+) -> list[Item]:
     """The items of a label file of any known form, in its order.
 
     root: the folder that its entries are relative to; None is the label file's own folder
+    label: the column of a CSV to take as the label, whatever its case; "" is the one that its form tells
     The first bad line is a `LabelError` with its number, and so are a file without any item, and one path with two
     different labels. A path that comes twice with one label is kept twice; `check` reports it.
     """
-    labels = parse_labels(path, root)
+    labels = parse_labels(path, root, label=label)
     if labels.problems:
         more = f" (and {len(labels.problems) - 1} more bad lines)" if len(labels.problems) > 1 else ""
         raise LabelError(labels.problems[0] + more)
@@ -140,7 +145,9 @@ class _LineError(ValueError):
     """One bad line: what was got and what was expected."""
 
 
-def parse_labels(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> ParsedLabels:
+def parse_labels(
+    path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, *, label: str = ""
+) -> ParsedLabels:
     """Parse a label file of any known form and collect the problems of its lines instead of raising at the first.
 
     `LabelError` where no line can be made out. Parameters as in `read_labels`.
@@ -151,7 +158,7 @@ def parse_labels(path: str | os.PathLike[str], root: str | os.PathLike[str] | No
     first = next((n for n, line in enumerate(text) if line.strip()), None)
     if first is None:
         raise LabelError(f"{name}: the file is empty, expected lines with a path and a label")
-    form, rows = _rows(name, text, first)
+    form, rows = _rows(name, text, first, label)
     labels = ParsedLabels(form, [], [], [])
     seen: dict[str, tuple[int, float]] = {}
     for number, row in rows:
@@ -161,11 +168,11 @@ def parse_labels(path: str | os.PathLike[str], root: str | os.PathLike[str] | No
         except _LineError as error:
             labels.problems.append(f"{name}, line {number}: {error}")
             continue
-        before, label = seen.setdefault(path_key(item.path), (number, item.mos))
-        if label != item.mos:
+        before, known = seen.setdefault(path_key(item.path), (number, item.mos))
+        if known != item.mos:
             labels.problems.append(
                 f"{name}, line {number}: got the label {item.mos:g} for {entry['path']}, "
-                f"which has {label:g} on line {before}; expected one label a path"
+                f"which has {known:g} on line {before}; expected one label a path"
             )
             continue
         labels.items.append(item)
@@ -193,15 +200,19 @@ def _text(name: str) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def _rows(name: str, text: list[str], first: int) -> tuple[str, Iterable[tuple[int, Callable[[], dict[str, Any]]]]]:
+def _rows(
+    name: str, text: list[str], first: int, label: str
+) -> tuple[str, Iterable[tuple[int, Callable[[], dict[str, Any]]]]]:
     """The form in words, and pairs of a line number and a function that gives its entry or raises `_LineError`."""
     line = text[first]
     for delimiter in ",;\t":
         header = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
         lower = [cell.lower() for cell in header]
         if len(header) > 1 and (set(lower) & {*PATHS, *LABELS, "dmos"}) and not any(map(_is_number, header)):
-            form, columns = _columns(name, first + 1, header, lower)
+            form, columns = _columns(name, first + 1, header, lower, label)
             return form, _csv_rows(text, first, delimiter, header, columns)
+    if label:
+        raise LabelError(f"{name}: got the column {label!r} to take as the label, but the file has no header")
     numbered = [(n, t) for n, t in enumerate(text, start=1) if t.strip()]
     if line.lstrip().startswith('"') or line.count(",") >= 3:
         return "path, duration, fps, mos", [(n, lambda t=t: _four_columns(t)) for n, t in numbered]
@@ -211,8 +222,8 @@ def _rows(name: str, text: list[str], first: int) -> tuple[str, Iterable[tuple[i
     raise LabelError(f"{name}, line {first + 1}: got {_short(line)}, which is of no known form; {FORMS}")
 
 
-def _columns(name: str, number: int, header: list[str], lower: list[str]) -> tuple[str, dict[str, int]]:
-    """Which column is what, from a header."""
+def _columns(name: str, number: int, header: list[str], lower: list[str], label: str) -> tuple[str, dict[str, int]]:
+    """Which column is what, from a header. label: name of the label's column, "" for the usual ones"""
     if {"status", "score", "clips"} <= set(lower):
         raise LabelError(f"{name}, line {number}: got a table of scores that `sama score` wrote, expected labels")
     double = [cell for cell, n in Counter(lower).items() if n > 1 and cell]
@@ -225,6 +236,8 @@ def _columns(name: str, number: int, header: list[str], lower: list[str]) -> tup
         form, wanted = "image_name, MOS_zscore (KonIQ-10k)", {"path": ("image_name",), "mos": ("mos_zscore",)}
     else:
         form, wanted = "CSV with a header", {"path": PATHS, "mos": LABELS}
+    if label:
+        form, wanted = f"{form}, label {label}", wanted | {"mos": (label.lower(),)}
     columns = {}
     for what, names in (wanted | {"group": GROUPS, "split": SPLITS}).items():
         found = next((known for known in names if known in lower), None)

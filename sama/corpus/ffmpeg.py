@@ -72,7 +72,7 @@ class Ffmpeg:
         """Run the program and return its standard output.
 
         feed: what goes to its standard input, in pieces; folder: where it runs
-        `FfmpegError` with the last lines of its messages where it fails or takes longer than the limit; OSError
+        `FfmpegError` with the first lines of its messages where it fails or takes longer than the limit; OSError
         (ENOSPC) where it says that the disk is full.
         """
         command = [self.path, *(QUIET if quiet else ()), *arguments]
@@ -112,7 +112,7 @@ class Ffmpeg:
             said = b"".join(messages).decode(errors="replace").strip()
             if "No space left on device" in said:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            why = " | ".join(said.splitlines()[-3:]) or "no message"
+            why = " | ".join(said.splitlines()[:3]) or "no message"
             raise FfmpegError(f"{_brief(command)}: exit status {status}: {why}")
         return b"".join(output)
 

@@ -30,8 +30,8 @@ KERNELS = {
 }
 ENCODERS = ("libx264", "libx265", "libvpx-vp9", "libsvtav1", "mpeg2video", "mpeg4", "mjpeg")
 FINEST, WORST = 0.04, 1.0  # share of the worst, of kinds that mix several steps
-LOST: dict[str, Any] = {"weakest": 0.003, "strongest": 0.25, "bend": 2}  # strengths of lost packets
-SLICE_BYTES = 1200  # of an H.264 slice: what fits into a packet of a network
+LOST: dict[str, Any] = {"weakest": 0.003, "strongest": 0.4, "bend": 2}  # strengths of lost packets
+SLICE_ROWS = 120  # about, of an H.264 slice, which is lost as a whole
 
 
 def kept(frames: np.ndarray) -> Stream:
@@ -299,7 +299,7 @@ def kinds(ffmpeg: Ffmpeg) -> dict[str, Kind]:
         return STREAMING[rng.integers(len(STREAMING))](frames, 0.75 * share, rng)
 
     def lost_h264(frames, share, rng):
-        params = f"cpu-independent=1:slice-max-size={SLICE_BYTES}"
+        params = f"cpu-independent=1:slices={max(frames.shape[1] // SLICE_ROWS, 4)}"
         options = {"preset": "veryfast", "crf": "21", "x264-params": params, "bf": "0"}
         data = ffmpeg.encode(Stream(frames, "libx264", options), "pipe:1", "h264")
         return kept(ffmpeg.decode_damaged(lose_packets(data, share, rng, mpeg2=False), "h264", frames.shape))
@@ -343,6 +343,6 @@ def kinds(ffmpeg: Ffmpeg) -> dict[str, Kind]:
         "stutter": Kind(1.1, 10, "frames a picture is held", lambda f, s, c: kept(hold(f, s)), bend=1.5),
         "freeze": Kind(0.05, 0.8, "share of frames", pixels("freeze", freeze), bend=1.3),
         "judder": Kind(0.05, 0.8, "share of frames", pixels("judder", judder), bend=1.3),
-        "lost-h264": replace(mixed("lost-h264", lost_h264), **LOST, unit="share of packets"),
+        "lost-h264": replace(mixed("lost-h264", lost_h264), **LOST, unit="share of slices"),
         "lost-mpeg2": replace(mixed("lost-mpeg2", lost_mpeg2), **LOST, unit="share of slices"),
     }

@@ -29,8 +29,8 @@ from sama.files import IMAGE_SUFFIXES, MOVING_SUFFIXES, suffix
 SIZES = (360, 480, 540, 720, 1080, 1440, 2160)
 SMALLEST = SIZES[0]
 MOST_SHRINK = 2.5
-LEAST_CUTOFF = 0.5  # share of Nyquist's frequency up to which there must be detail
-NO_DETAIL = 0.004  # energy at the top, below which a picture whose detail ends early was enlarged
+LEAST_CUTOFF = 0.58  # share of Nyquist's frequency up to which there must be detail
+NO_DETAIL = 0.008  # energy at the top, below which a picture whose detail ends early was enlarged
 MOST_BLOCKS = 1.6  # `probe.blockiness` beyond which a file is refused
 LEAST_QUALITY = 70  # of a JPEG
 PHOTOGRAPH_SHRINK = 1.4  # least, so that sub-pixel motion softens nothing

@@ -19,7 +19,7 @@ LEAST_ACTIVITY = 0.2  # grey levels between neighbours
 
 
 class Detail(NamedTuple):
-    """cutoff: highest frequency with detail, as a share of Nyquist's, 1 for sharp pictures
+    """cutoff: frequency up to which there is detail, as a share of Nyquist's, 1 for sharp pictures
     top: energy at the highest frequencies, relative as in `DETAIL`; noise and texture leave some, enlarging none
     """
 
@@ -44,15 +44,16 @@ def detail(luma: np.ndarray) -> Detail:
     sharp = patches[chosen].astype(np.float32)
     window = np.hanning(size + 2)[1:-1].astype(np.float32)
     sharp = (sharp - sharp.mean((1, 2), keepdims=True)) * window * window[:, None]
-    power = np.mean([np.abs(np.fft.rfft2(patch)) ** 2 for patch in sharp], axis=0)
+    rounding = float((window**2).sum()) ** 2 / 12  # what rounding to whole grey levels adds at each frequency
+    power = np.maximum(np.mean([np.abs(np.fft.rfft2(patch)) ** 2 for patch in sharp], axis=0) - rounding, 0)
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)) * 2
     bins = np.minimum((frequency / BIN).astype(int), round(1 / BIN))
     count = np.bincount(bins.ravel())
     spectrum = np.bincount(bins.ravel(), power.ravel())[:-1] / np.maximum(count[:-1], 1)
     spectrum = spectrum * (np.arange(len(spectrum)) + 0.5) ** 2
     level = spectrum / max(float(spectrum[2:6].mean()), 1e-9)
-    above = np.flatnonzero(level >= DETAIL)
-    return Detail(float((above[-1] + 1) * BIN) if len(above) else 0.0, float(level[-3:].mean()))
+    below = np.flatnonzero(level < DETAIL)  # above it there may be mirror images, of enlarging
+    return Detail(float(below[below > 1][0] * BIN) if (below > 1).any() else 1.0, float(level[-3:].mean()))
 
 
 def blockiness(luma: np.ndarray) -> float:

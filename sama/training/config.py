@@ -17,11 +17,13 @@ class LabelledSet:
     """A further labelled set to score.
 
     labels: label file; root: the folder its entries are relative to (None: its own); name: in the report
+    label: as in `Data`
     """
 
     labels: str
     root: str | None = None
     name: str = ""
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Data:
 
     labels: label file of any form that `sama.data` reads
     root: the folder its entries are relative to; None is the label file's own
+    label: column of the label file to learn, of a CSV; "" is the one that its form tells (mos, vmaf, ...)
     demo: make a set of photographs, clips and collages, degraded (`sama.corpus`), instead of reading labels: "small" or
         "full"; of images for an image model; "" does not
     demo_folder: where that set is kept, with its size added to the name
@@ -49,6 +52,7 @@ class Data:
 
     labels: str = ""
     root: str | None = None
+    label: str = ""
     demo: Literal["", "small", "full"] = ""
     demo_folder: str = "runs/demo-data"
     split: Literal["column", "protocol", "all"] = "column"

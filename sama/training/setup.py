@@ -37,7 +37,7 @@ def datasets(config: Config) -> Sets:
     """
     data = config.data
     labels, root = (_demo_labels(config), None) if data.demo else (data.labels, data.root)
-    items = read_labels(labels, root)
+    items = read_labels(labels, root, label=data.label)
     if data.split == "column":
         sets = _column_splits(items, data)
     elif data.split == "protocol":
@@ -50,7 +50,7 @@ def datasets(config: Config) -> Sets:
         name = test.name or Path(test.labels).stem
         if name in sets:
             raise InputError(f"two sets are called {name!r}: give each of data.tests a name of its own")
-        sets[name] = read_labels(test.labels, test.root)
+        sets[name] = read_labels(test.labels, test.root, label=test.label)
         both = [item.path for item in sets[name] if os.path.realpath(item.path) in trained_on]
         if both:
             raise InputError(f"{len(both)} files of set {name!r} are in the training set too: {', '.join(both[:3])}")

@@ -54,8 +54,15 @@ SAVED_FIELDS = ("epoch", "batch", "history", "losses", "failed", "digest", "wher
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """The settings that a run's result depends on, as plain data."""
-    return {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key not in RESUMABLE}
+    """The settings that a run's result depends on, as plain data.
+
+    Those that older versions did not have are left out at their default, so that their runs can be resumed.
+    """
+    settings = {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key not in RESUMABLE}
+    for labelled in (settings["data"], *settings["data"]["tests"]):
+        if not labelled["label"]:
+            del labelled["label"]
+    return settings
 
 
 def digest_of(sets: Mapping[str, Sequence[Item]]) -> str:
