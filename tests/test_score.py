@@ -17,6 +17,7 @@ import pytest
 import torch
 import videos
 from PIL import Image
+from small_models import save_nano
 
 import sama
 from sama import cli
@@ -33,14 +34,9 @@ SETTINGS = {"mode": "sama", "grid": [7, 7], "fragment": [32, 32], "clip_len": 8,
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A small model of our own format, with a calibration."""
-    path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = VideoQuality("nano")
-        torch.nn.init.normal_(model.head.fc_last.weight)  # 0 at first: tokens would not count
     calibration = {"scale": "KoNViD-1k", "kind": "linear", "slope": 10.0, "intercept": 3.0}
-    save_weights(model, path, metadata=SETTINGS | {"calibration": calibration})
-    return path
+    path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
+    return save_nano(path, SETTINGS | {"calibration": calibration})
 
 
 @pytest.fixture(scope="module")
