@@ -113,7 +113,7 @@ class Optim:
 
     batch: files in a batch, over all ranks; at least 2 videos, since their losses compare them
     accumulate: batches in a step of the optimiser; each batch has its own loss
-    statistics_epochs: number of first epochs that train only the `SceneStatistics` of a nano video model, which is quick
+    statistics_epochs: first epochs that train only the `SceneStatistics` of a nano video model, which is quick
     lr: learning rate of all but the backbone; backbone_lr: factor of it for the backbone
     warmup_epochs: length of the warm-up; of its n steps, step k (from 0 on) has (k + 1) / (n + 1) of the rate
     schedule: after the warm-up: "cosine" to 0, or "constant"
@@ -159,8 +159,8 @@ class Config:
     decoder: as for `sama score --decoder`
     evaluate_every: epochs between two validations; the last epoch is always validated
     checkpoint_minutes: time between two resume points within an epoch; each epoch ends with one
-    resume: continue from the resume point in `out`, if there is one; otherwise `out` must be new. On a CPU the result is
-        that of an uninterrupted run; with another number of ranks, device or decoder nearly so, with a message
+    resume: continue from the resume point in `out`, if there is one; otherwise `out` must be new. On a CPU the result
+        is that of an uninterrupted run; with another number of ranks, device or decoder nearly so, with a message
     """
 
     data: Data = field(default_factory=Data)
