@@ -109,7 +109,7 @@ def build(path: str | os.PathLike[str], *, mode: str | None = None) -> Built:
         if source.mode is None:
             metadata["mode"], why = _sama_or_fast_vqa(checkpoint)
             if mode is None:
-                notes.append(f"mode {metadata['mode']!r} is told from {why}; give mode= if that is wrong")
+                notes.append(f"mode {metadata['mode']!r} is guessed from {why}; give mode= if that is wrong")
     if mode is not None:
         metadata["mode"] = mode
     try:

@@ -271,7 +271,7 @@ def test_cut_patches_are_frames():
     patches = x.reshape(2, 3, 3, 2, 16, 4, 24, 4).permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
     with torch.inference_mode():
         assert torch.equal(model(patches, patches=True), model(x))
-        assert torch.equal(model(patches[:, :2]), model(x[:, :, :4]))  # told by the shape
+        assert torch.equal(model(patches[:, :2]), model(x[:, :, :4]))  # the shape decides
 
 
 def test_shapes_of_patches():
