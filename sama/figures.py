@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_format(path: str | os.PathLike[str]) -> str:
-    """The format that the ending of a path names, as matplotlib calls it; `InputError` where there is no such format."""
+    """The format that the ending of a path names, as matplotlib calls it; `InputError` for any other ending."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     form = Path(path).suffix.lower().removeprefix(".")
