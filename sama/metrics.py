@@ -5,8 +5,8 @@
     fitted_metrics(prediction, mos, fit)         # PLCC and RMSE after the fit
     bootstrap(prediction, mos, seed=0)           # {"srocc": (0.85, 0.90), ...}
 
-Predictions and labels are numbers [n]; `InputError` where one is not finite. Correlations of fewer than two items, or of
-constant predictions or labels, do not exist: all four metrics are NaN then, without a warning.
+Predictions and labels are numbers [n]; `InputError` where one is not finite. Correlations of fewer than two items, or
+of constant predictions or labels, do not exist: all four metrics are NaN then, without a warning.
 """
 
 from __future__ import annotations
