@@ -98,7 +98,7 @@ def build(path: str | os.PathLike[str], *, mode: str | None = None) -> Built:
     notes: list[str] = []
     if checkpoint.metadata:
         metadata = dict(checkpoint.metadata)
-        if metadata.get("kind") not in MODELS:
+        if metadata.get("kind") not in [*MODELS]:  # a list too can be asked for
             raise CheckpointError(
                 f"{checkpoint.name}: got kind {metadata.get('kind')!r}, expected one of {list(MODELS)}"
             )
@@ -114,7 +114,7 @@ def build(path: str | os.PathLike[str], *, mode: str | None = None) -> Built:
         metadata["mode"] = mode
     try:
         model = MODELS[metadata["kind"]](metadata["size"], **metadata["options"])
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{checkpoint.name}: its metadata describe no model of this version ({error})") from error
     report = _load(model, checkpoint, source, notes)
     return Built(model.eval(), metadata, report)

@@ -55,7 +55,12 @@ def _read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
             header = f.metadata() or {}
     except SafetensorError as error:
         raise CheckpointError(f"{os.fspath(path)} is not a whole safetensors file: {error}") from error
-    return {k: json.loads(v) for k, v in header.items()} if header.get("format") == json.dumps(OWN) else {}
+    if header.get("format") != json.dumps(OWN):
+        return {}
+    try:
+        return {k: json.loads(v) for k, v in header.items()}
+    except ValueError as error:
+        raise CheckpointError(f"{os.fspath(path)} has metadata that are no JSON ({error})") from error
 
 
 def _unpickle(path: str) -> Any:

@@ -73,7 +73,7 @@ def parser() -> ArgumentParser:
     evaluate.add_argument("--seed", type=int, default=0, help="of the bootstrap draws")
     evaluate.add_argument("--batch", type=int, help="clips that go through the model at once (1 on a CPU, 8 on a GPU)")
     evaluate.add_argument("--workers", type=int, help="files decoded at the same time (half of the cores, at most 4)")
-    evaluate.add_argument("--decoder", type=str, default="auto", help="auto or pyav")
+    _add_decoder(evaluate)
     _add_model(evaluate)
     commands.add_subcommand("evaluate", evaluate, help="compare scores with labels")
 
@@ -110,6 +110,10 @@ def _add_labels(command: ArgumentParser) -> None:
 def _add_reading(command: ArgumentParser) -> None:
     windows = "one clip in each window of this many seconds, instead of a few for the whole video"
     command.add_argument("--every", type=float, metavar="SECONDS", help=windows)
+    _add_decoder(command)
+
+
+def _add_decoder(command: ArgumentParser) -> None:
     decoders = "pyav, dali, nvcodec, or auto: for each file the GPU's where it can decode it, else pyav"
     command.add_argument("--decoder", type=str, default="auto", help=decoders)
 

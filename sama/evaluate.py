@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sama.errors import InputError
-from sama.evaluation import Evaluation, calibration, evaluate_predictions, save_calibrated
+from sama.evaluation import Evaluation, by_column, calibration, evaluate_predictions, save_calibrated
 from sama.evaluation_report import write_report
 from sama.journal import FORMATS, Journal, Row, read_table
 from sama.labels import Item, read_labels, with_split
@@ -56,6 +56,8 @@ class EvaluateOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name} must be more than 0; got {value}")
+        if self.seed < 0:
+            raise InputError(f"--seed must be at least 0; got {self.seed}")
         if self.split and self.splits:
             raise InputError(
                 "--split takes the file's own split, --splits the protocol's random ones: give one of them"
@@ -67,9 +69,7 @@ class EvaluateOptions:
         if self.out and not (self.resume or self.overwrite):
             there = next((n for n in ("report.md", "report.json") if os.path.exists(os.path.join(self.out, n))), None)
             if there:
-                raise InputError(
-                    f"{os.path.join(self.out, there)} is there already: give another --out, or --overwrite"
-                )
+                raise InputError(f"{os.path.join(self.out, there)} exists already: give another --out, or --overwrite")
         if not os.path.isdir(self.root):
             raise InputError(f"there is no folder {self.root}")
         if self.save:
@@ -78,7 +78,7 @@ class EvaluateOptions:
             if not Path(self.save).parent.is_dir():
                 raise InputError(f"{self.save}: there is no folder {Path(self.save).parent}")
             if os.path.exists(self.save) and not self.overwrite:
-                raise InputError(f"{self.save} is there already: give another name, or --overwrite")
+                raise InputError(f"{self.save} exists already: give another name, or --overwrite")
 
 
 def run(
@@ -96,6 +96,8 @@ def run(
     title = os.path.basename(options.labels)
     if options.split:
         items, title = with_split(items, options.split), f"{title}, split {options.split}"
+    if options.by:
+        by_column(items, options.by)  # a column that does not exist is found out before hours of scoring
     if options.predictions:
         rows = _read_predictions(
             options.predictions, load([item.path for item in items]).name if options.calibrate else None

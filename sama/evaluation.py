@@ -135,7 +135,7 @@ def evaluate_predictions(
         parts,
         middle,
         by or "",
-        {value: _part(chosen, predictions) for value, chosen in _columns(items, by).items()} if by else {},
+        {value: _part(chosen, predictions) for value, chosen in by_column(items, by).items()} if by else {},
         within_contents(scored, predictions),
     )
 
@@ -154,7 +154,8 @@ def _fit(prediction: Sequence[float], mos: Sequence[float]) -> LogisticFit | Non
     return logistic_fit(prediction, mos)
 
 
-def _columns(items: Sequence[Item], by: str) -> dict[str, list[Item]]:
+def by_column(items: Sequence[Item], by: str) -> dict[str, list[Item]]:
+    """The items by their value in a column of the label file, or in "split"; `InputError` for an unknown column."""
     known = dict.fromkeys(["split", *(name for item in items for name in item.extra)])
     if by not in known:
         raise InputError(f"the label file has no column {by!r}; known: {', '.join(known)}")

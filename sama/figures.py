@@ -14,17 +14,14 @@ from sama.files import replace_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FORMATS = ("png", "jpg", "jpeg", "pdf", "svg", "webp", "tif", "tiff")
+
 
 def check_format(path: str | os.PathLike[str]) -> str:
-    """The format that the ending of a path names, as matplotlib calls it; `InputError` for any other ending."""
-    from matplotlib.backend_bases import FigureCanvasBase
-
+    """The format that the ending of a path names, one of `FORMATS`; `InputError` for any other ending."""
     form = Path(path).suffix.lower().removeprefix(".")
-    known = FigureCanvasBase.get_supported_filetypes()
-    if form not in known:
-        raise InputError(
-            f"{os.fspath(path)}: cannot tell the format; the name must end in .{', .'.join(sorted(known))}"
-        )
+    if form not in FORMATS:
+        raise InputError(f"{os.fspath(path)}: cannot tell the format; the name must end in .{', .'.join(FORMATS)}")
     return form
 
 

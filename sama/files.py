@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
+import stat
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -85,18 +87,22 @@ def printable(text: str) -> str:
 def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file so that at any moment either the old or the new content is there, whole.
 
-    `OutputError` where it cannot be written, on a full disk for one; the old content is kept then.
+    A symbolic link is followed, and a file that was there keeps its permissions. `OutputError` where it cannot be
+    written, on a full disk for one; the old content is kept then.
     """
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = Path(os.path.realpath(path))
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with open(unfinished, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(unfinished, stat.S_IMODE(os.stat(target).st_mode))
+        os.replace(unfinished, target)
     except OSError as error:
-        kept = "; the file that was there is kept" if path.exists() else ""
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}{kept}") from error
+        kept = "; the file that was there is kept" if os.path.isfile(target) else ""
+        raise OutputError(f"{os.fspath(path)} cannot be written: {error.strerror or error}{kept}") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink()

@@ -171,8 +171,8 @@ def read_table(path: Path) -> list[Row]:
             return [_row(entry, path) for entry in json.loads(path.read_bytes())]
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             return [_row(_typed(entry), path) for entry in csv.DictReader(file)]
-    except (ValueError, AttributeError) as error:
-        raise OutputError(f"{path} was not written by this command, so it cannot be resumed ({error})") from error
+    except (ValueError, AttributeError, TypeError, csv.Error) as error:
+        raise OutputError(f"{path} is no table that `sama score` wrote ({error})") from error
 
 
 def _typed(entry: dict[str, str]) -> dict[str, Any]:
@@ -191,7 +191,16 @@ def _typed(entry: dict[str, str]) -> dict[str, Any]:
 
 
 def _row(entry: dict[str, Any], path: Path) -> Row:
+    """A row from its columns; `OutputError` where they are not those of `Row`, or of another type."""
     try:
-        return Row(**entry)
+        row = Row(**entry)
     except TypeError as error:
-        raise OutputError(f"{path} has other columns than this version writes ({error}): give another --out") from error
+        raise OutputError(f"{path} has other columns than `sama score` writes ({error})") from error
+    numbers = (row.score, row.mos, row.duration, row.fps, row.seconds, *row.clips, *row.times)
+    texts = (row.path, row.status, row.model, row.settings, row.reason)
+    if not (
+        all(value is None or isinstance(value, int | float) for value in numbers)
+        and all(isinstance(value, str) for value in texts)
+    ):
+        raise OutputError(f"{path} has a row with a value of the wrong type: {entry}")
+    return row

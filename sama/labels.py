@@ -197,7 +197,10 @@ def _rows(name: str, text: list[str], first: int) -> tuple[str, Iterable[tuple[i
     """The form in words, and pairs of a line number and a function that gives its entry or raises `_LineError`."""
     line = text[first]
     for delimiter in ",;\t":
-        header = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
+        try:
+            header = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
+        except csv.Error as error:
+            raise LabelError(f"{name}, line {first + 1}: got a line that is no CSV: {error}") from error
         lower = [cell.lower() for cell in header]
         if len(header) > 1 and (set(lower) & {*PATHS, *LABELS, "dmos"}) and not any(map(_is_number, header)):
             form, columns = _columns(name, first + 1, header, lower)
@@ -272,7 +275,10 @@ def _raise(error: Exception) -> NoReturn:
 def _four_columns(line: str) -> dict[str, Any]:
     """`path, duration, fps, mos`; commas in the path are allowed, with or without quotes."""
     if line.lstrip().startswith('"'):
-        cells = next(csv.reader([line], skipinitialspace=True))
+        try:
+            cells = next(csv.reader([line], skipinitialspace=True))
+        except csv.Error as error:
+            raise _LineError(f"got a line that is no CSV: {error}") from error
     else:
         cells = line.rsplit(",", 3)
     cells = [cell.strip() for cell in cells]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +22,7 @@ import torch
 from sama.decode import open_video
 from sama.decode.images import read_image
 from sama.devices import pick_device
-from sama.errors import InputError, NoWeightsError
+from sama.errors import CheckpointError, InputError, NoWeightsError
 from sama.files import check_kind
 from sama.kernels.layout import OutputLayout, fits_patches
 from sama.models import ImageQuality, LoadReport, VideoQuality
@@ -148,6 +148,34 @@ def digest(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
+def check_metadata(metadata: Mapping[str, Any], name: str) -> None:
+    """`CheckpointError` where metadata do not say how to sample for a model, or how it is calibrated."""
+    missing = [key for key in REQUIRED[metadata["kind"]] if key not in metadata]
+    if missing:
+        raise CheckpointError(f"{name} does not say how to sample for it: its metadata lacks {', '.join(missing)}")
+    for key in REQUIRED[metadata["kind"]]:
+        value = metadata[key]
+        sizes = value if key in ("grid", "fragment") else [value]
+        if key == "mode":
+            good, expected = isinstance(value, str), "the name of a sampling mode"
+        else:
+            counts = isinstance(sizes, list | tuple) and all(type(size) is int and size > 0 for size in sizes)
+            pair = key in ("grid", "fragment")
+            good, expected = counts and len(sizes) == (2 if pair else 1), "two sizes" if pair else "a number from 1 on"
+        if not good:
+            raise CheckpointError(f"{name}: its metadata say {key} = {value!r}, expected {expected}")
+    calibration = metadata.get("calibration")
+    if not calibration:
+        return
+    keys = {"linear": ("slope", "intercept"), "logistic": ("beta",)}
+    kind = calibration.get("kind") if isinstance(calibration, dict) else None
+    if kind not in keys or not {"scale", *keys[kind]} <= {*calibration}:
+        raise CheckpointError(
+            f"{name}: its metadata say calibration = {calibration!r}, expected a scale, and kind linear with slope and "
+            "intercept, or kind logistic with beta"
+        )
+
+
 class QualityModel:
     """A network, its sampler, and a device: what scores files. `load_model` makes one.
 
@@ -170,9 +198,7 @@ class QualityModel:
         if dtype not in DTYPES:
             raise InputError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
         self.device = pick_device(device)
-        missing = [key for key in REQUIRED[metadata["kind"]] if key not in metadata]
-        if missing:
-            raise InputError(f"{name} does not say how to sample for it: its metadata lacks {', '.join(missing)}")
+        check_metadata(metadata, name)
         self.module = module.to(self.device)
         if compile:
             self.module.compile()
@@ -302,11 +328,9 @@ class QualityModel:
             return None, None
         if calibration["kind"] == "linear":
             value = calibration["slope"] * score + calibration["intercept"]
-        elif calibration["kind"] == "logistic":
+        else:
             top, bottom, middle, width = calibration["beta"]
             value = bottom + (top - bottom) * (1 + np.tanh((score - middle) / (2 * abs(width)))) / 2  # never overflows
-        else:
-            raise InputError(f"unknown calibration {calibration['kind']!r}; known: linear, logistic")
         return float(value), calibration["scale"]
 
     def result(self, values: Sequence[float], seconds: Iterable[float], frames: int, width: int, height: int) -> Result:

@@ -51,7 +51,8 @@ def score_files(
     settings = model.describe(every_seconds)
     waiting: deque[_Open] = deque()
     samples: list[tuple[_Open, torch.Tensor]] = []
-    model.sampler.prepare()  # compiling is no waiting for decoding
+    if any(map(os.path.exists, paths)):
+        model.sampler.prepare()  # compiling is no waiting for decoding
     events = ahead(
         map(_Open, paths),
         lambda file, ticket: _samples(file.row, model, every_seconds, decoder, ticket),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 from collections.abc import Callable, Iterator
 
@@ -28,7 +29,8 @@ def carry_out(command: Callable[[], int], *, name: str = "sama", traceback: bool
     except Exception as error:
         if traceback or not (isinstance(error, SamaError | OSError) or type(error).__name__ == "OutOfMemoryError"):
             raise
-        print(f"{name}: {error}{hint if isinstance(error, OutputError) else ''}", file=sys.stderr)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        print(f"{name}: {error}{hint if full or isinstance(error, OutputError) else ''}", file=sys.stderr)
         return NOT_CARRIED_OUT
 
 

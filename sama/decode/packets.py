@@ -11,6 +11,7 @@ ten seconds, a second for half an hour. Nothing less gives exact numbers at a va
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from bisect import bisect_right
@@ -46,8 +47,12 @@ LENIENT_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__ve
 CONTAINERS = (
     *("asf", "avi", "dv", "flv", "gxf", "ivf", "kux", "live_flv", "lxf", "matroska", "mov", "mpeg", "mpegts", "mxf"),
     *("nsv", "nut", "nuv", "obu", "ogg", "pva", "rm", "swf", "ty", "webm", "wtv", "yuv4mpegpipe"),
-    *("cine", "dhav", "film_cpk", "mtv", "r3d", "rpl", "ser", "vivo", "wc3movie"),  # cameras, players
-    *("4xm", "bink", "ea", "flic", "idcin", "ipmovie", "roq", "smk", "thp", "vmd", "xmv", "yop"),  # games
+    # cameras, recorders, players
+    *("cine", "dhav", "film_cpk", "filmstrip", "fits", "hxvs", "ifv", "iv8", "ivr", "lmlm4", "luodat", "moflex", "mtv"),
+    *("mv", "mxg", "nc", "pmp", "r3d", "rpl", "ser", "smjpeg", "vivo", "wc3movie"),
+    # games
+    *("4xm", "bethsoftvid", "bfi", "bink", "cdxl", "dxa", "ea", "flic", "idcin", "ipmovie", "mods", "paf", "psxstr"),
+    *("rl2", "roq", "sga", "siff", "smk", "smush", "thp", "tiertexseq", "usm", "vmd", "wsvqa", "xmv", "yop"),
     # streams without a container
     *("apv", "av1", "avs2", "avs3", "cavsvideo", "dirac", "dnxhd", "evc", "h261", "h263", "h264", "hevc", "ingenient"),
     *("m4v", "mjpeg", "mjpeg_2000", "mpegvideo", "mpjpeg", "vc1", "vc1test", "vvc"),
@@ -359,6 +364,8 @@ def open_container(path: str) -> av.container.InputContainer:
             reason = "it ends before its first frame"
         elif kind := kind_of(path, start, recognised=isinstance(error, av.error.ArgumentError)):
             reason = f"{kind}, not a video"
+        elif isinstance(error, av.error.ArgumentError):
+            reason = "in a format that is not read here: only formats that hold their own media are"
         elif start[4:8] == b"ftyp":
             reason = "an MP4 or MOV file cut short or damaged: its table of contents (moov) cannot be read"
         else:
@@ -373,13 +380,22 @@ def kind_of(path: str, start: bytes, *, recognised: bool) -> str | None:
 
     recognised: FFmpeg knows its format, and that is not on the list
     """
-    is_text = b"\0" not in start
+    is_text = is_utf8(start)
     for kind, mark in OTHER_KINDS.items():
         if is_text and re.search(mark, start):
             return kind
     if recognised and re.search(r"%\d*d", path):
         return "a name that stands for many pictures (image2)"
     return "a text file" if recognised and is_text else None
+
+
+def is_utf8(start: bytes) -> bool:
+    """Whether the first bytes of a file are text, maybe cut within a character."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in start
 
 
 def video_stream(path: str, container: av.container.InputContainer) -> av.video.stream.VideoStream:

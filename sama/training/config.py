@@ -191,9 +191,26 @@ class Config:
             ("sampling.clip_len", self.sampling.clip_len, 1),
             ("sampling.interval", self.sampling.interval, 1),
             ("optim.clip_norm", optim.clip_norm, 0),
+            ("optim.lr", optim.lr, 0),
+            ("optim.backbone_lr", optim.backbone_lr, 0),
+            ("optim.weight_decay", optim.weight_decay, 0),
+            ("optim.warmup_epochs", optim.warmup_epochs, 0),
+            ("optim.rank_weight", optim.rank_weight, 0),
+            ("data.split_number", self.data.split_number, 0),
+            ("workers", 1 if self.workers is None else self.workers, 1),
+            ("checkpoint_minutes", self.checkpoint_minutes, 0),
+            *(("seed", seed, 0) for seed in (self.seed, *self.sweep.seeds)),
+            *(("sweep.split_numbers", number, 0) for number in self.sweep.split_numbers),
         ):
-            if value < least:
+            if not value >= least:
                 raise InputError(f"{name} must be at least {least}; got {value}")
+        for name, share in (
+            ("optim.ema", optim.ema),
+            ("model.dropout", self.model.dropout),
+            ("model.drop_path", self.model.drop_path),
+        ):
+            if not 0 <= share < 1:
+                raise InputError(f"{name} must be in [0, 1); got {share}")
         check_decoder(self.decoder)
         if self.model.whiten and (self.model.weights or self.model.kind != "video"):
             raise InputError("model.whiten is for a video model that starts from random weights, without model.weights")
@@ -212,8 +229,6 @@ class Config:
                 "optim.statistics_epochs must be fewer than optim.epochs, so that the backbone learns too; got "
                 f"{optim.statistics_epochs} and {optim.epochs}: give both (model.tokens false leaves the backbone out)"
             )
-        if not 0 <= optim.ema < 1:
-            raise InputError(f"optim.ema must be in [0, 1); got {optim.ema}")
         if bool(self.data.labels) == bool(self.data.demo):
             raise InputError(
                 "data.labels (a label file) or data.demo (small, full) says what to learn from, one of them; got "

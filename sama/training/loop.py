@@ -84,6 +84,10 @@ def train(config: Config) -> dict[str, Any]:
                 with seeded(ranks, config.seed, epoch, batch.index), autocast(config, ranks):
                     prediction = predict(network, batch, config, ranks)
                 predictions, labels = ranks.gather(prediction), ranks.gather(batch.labels)
+                if not predictions.isfinite().all():  # the same on all ranks; the last checkpoint stays good
+                    raise InputError(
+                        f"predictions are not finite in epoch {epoch + 1}, batch {batch.index + 1}: lower optim.lr"
+                    )
                 loss = objective(predictions, labels, config)
                 batches = batches_in_step(batch.index, len(feed), config.optim.accumulate)
                 (loss * ranks.world_size / batches).backward()  # gradients are averaged over ranks
@@ -243,7 +247,7 @@ def save_model(
         try:
             labels = [items[number].mos for number in scores]
             metadata["calibration"] = calibration("linear", list(scores.values()), labels, scale)
-        except ValueError as error:
+        except InputError as error:
             print(f"{path.name} has no calibration: {error}", file=sys.stderr)
     save_weights(ema, path, metadata=metadata)
 
