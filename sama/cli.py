@@ -35,6 +35,7 @@ def parser() -> ArgumentParser:
     score.add_argument(
         "--resume", action="store_true", help="continue an interrupted or earlier run into the same --out"
     )
+    score.add_argument("--retry", action="store_true", help="with --resume: score again what failed before")
     score.add_argument("--overwrite", action="store_true", help="begin anew although --out exists")
     score.add_argument("--batch", type=int, help="clips that go through the model at once (1 on a CPU, 8 on a GPU)")
     score.add_argument("--workers", type=int, help="files decoded at the same time (half of the cores, at most 4)")
@@ -119,7 +120,7 @@ def _add_decoder(command: ArgumentParser) -> None:
 
 
 def _add_model(command: ArgumentParser) -> None:
-    files = "checkpoint: ours (.safetensors), SAMA, FAST-VQA or DOVER (default: the packaged model)"
+    files = "checkpoint: ours (.safetensors), SAMA, FAST-VQA or DOVER; default: packaged"
     command.add_argument("--weights", type=str, metavar="FILE", help=files)
     command.add_argument(
         "--random-weights", action="store_true", help="a model without training, to try things out; every row says so"
@@ -160,18 +161,30 @@ def score(options: Namespace) -> int:
 
     if (options.resume or options.overwrite) and not options.out:
         raise InputError("--resume and --overwrite are about --out, which is not given")
+    if options.retry and not options.resume:
+        raise InputError("--retry is about the failed files of an earlier run: give --resume too")
     check_positive(options, "batch", "workers", "every")
     check_decoder(options.decoder)
     model = load(options, options.paths)
     if model.kind == "image" and options.every is not None:
         raise InputError("--every is about videos; the model scores images")
-    paths = expand(options.paths, kind=model.kind)
+    left_out: list[str] = []
+    paths = expand(options.paths, kind=model.kind, left_out=left_out)
+    if left_out:
+        other = "images" if model.kind == "video" else "videos"
+        print(f"{len(left_out)} {other} in folders are left out: the model scores {model.kind}s", file=sys.stderr)
     if not paths:
         raise InputError(f"no {model.kind} files in {' '.join(options.paths)}")
     journal = None
     if options.out:
         scores_by = model.name, model.describe(options.every)
-        journal = Journal(options.out, scores_by, resume=options.resume, overwrite=options.overwrite)
+        journal = Journal(
+            options.out, scores_by, resume=options.resume, retry=options.retry, overwrite=options.overwrite
+        )
+        if journal.rows:
+            failed = sum(row.status != "ok" for row in journal.rows.values())
+            hint = "; --retry scores those again" if failed else ""
+            print(f"{len(journal.rows)} rows of an earlier run, {failed} of them failed{hint}", file=sys.stderr)
     remaining = journal.remaining(paths) if journal else paths
     meter = Meter()
     rows = score_files(
@@ -290,9 +303,10 @@ def demo_data(options: Namespace) -> int:
 
 def weights(options: Namespace) -> int:
     """`sama weights`: what a checkpoint holds."""
+    from sama.model import find_weights
     from sama.models import build
 
-    built = build(options.weights)
+    built = build(find_weights(options.weights))
     print(built.report)
     for key, value in built.metadata.items():
         print(f"  {key}: {value}")

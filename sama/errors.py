@@ -26,6 +26,13 @@ class MissingLibraryError(SamaError, ImportError):
     """An optional library is needed and not installed, or cannot run here; says how to install it."""
 
 
+class MissingFileError(SamaError, FileNotFoundError):
+    """A file that the user named, of weights or labels, does not exist."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"no such file: {path}")
+
+
 class DecodeError(SamaError):
     """A file that cannot be read as a video or an image: `path` and `reason`. The only error that a bad file raises."""
 

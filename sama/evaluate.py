@@ -14,7 +14,7 @@ from sama.evaluation import Evaluation, by_column, calibration, evaluate_predict
 from sama.evaluation_report import write_report
 from sama.journal import FORMATS, Journal, Row, read_table
 from sama.labels import Item, read_labels, with_split
-from sama.model import DEFAULT_WEIGHTS, QualityModel
+from sama.model import QualityModel, find_weights
 from sama.scoring import score_files
 
 ProgressBar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -123,7 +123,7 @@ def run(
     if options.out:
         write_report(evaluation, options.out)
     if fitted and options.save:
-        save_calibrated(options.weights or DEFAULT_WEIGHTS, options.save, fitted, mode=options.mode)
+        save_calibrated(find_weights(options.weights), options.save, fitted, mode=options.mode)
     return evaluation
 
 

@@ -58,14 +58,21 @@ class Journal:
     out: the table to write; its ending, one of `FORMATS`, tells the form
     scores_by: model and settings, as in every row
     resume: keep the rows of an earlier run, in `OUT` or `OUT.partial`, so that their files are not scored again
+    retry: with resume, forget the rows of files that failed, so that they are scored again
     overwrite: begin anew although `OUT` exists
     `OutputError` where `OUT` has another ending, exists and neither resume nor overwrite is asked for, holds rows of
     another model or other settings, or cannot be written.
     """
 
     def __init__(
-        self, out: str | os.PathLike[str], scores_by: tuple[str, str], *, resume: bool = False, overwrite: bool = False
-    ):
+        self,
+        out: str | os.PathLike[str],
+        scores_by: tuple[str, str],
+        *,
+        resume: bool = False,
+        retry: bool = False,
+        overwrite: bool = False,
+    ) -> None:
         self.out = Path(out)
         self.partial = self.out.with_name(self.out.name + ".partial")
         self.rows: dict[str, Row] = {}
@@ -81,6 +88,8 @@ class Journal:
                         f"{out} cannot be resumed: {row.path} was scored by {row.model}, {row.settings}; now it is "
                         f"{', '.join(scores_by)}. Give another --out, or --overwrite"
                     )
+            if retry:
+                self.rows = {path: row for path, row in self.rows.items() if row.status == "ok"}
         elif not overwrite and (self.out.exists() or self.partial.exists()):
             there = self.partial if self.partial.exists() else self.out
             raise OutputError(f"{there} exists already: --resume continues it, --overwrite begins anew")

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
-from sama.errors import InputError, LabelError
+from sama.errors import InputError, LabelError, MissingFileError
 
 PATHS = ("path", "file", "filename", "file_name", "name", "video", "video_name", "image", "image_name", "dist_img")
 LABELS = ("mos", "mos_zscore", "label")
@@ -177,6 +177,8 @@ def parse_labels(path: str | os.PathLike[str], root: str | os.PathLike[str] | No
 
 def _text(name: str) -> list[str]:
     """The lines of a text file; bytes that are no UTF-8 are kept as in file names."""
+    if not os.path.exists(name):
+        raise MissingFileError(name)
     with open(name, "rb") as file:
         data = file.read()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -22,7 +22,7 @@ import torch
 from sama.decode import open_video
 from sama.decode.images import read_image
 from sama.devices import pick_device
-from sama.errors import CheckpointError, InputError, NoWeightsError
+from sama.errors import CheckpointError, InputError, MissingFileError, NoWeightsError
 from sama.files import check_kind
 from sama.kernels.layout import OutputLayout, fits_patches
 from sama.models import ImageQuality, LoadReport, VideoQuality
@@ -32,6 +32,7 @@ from sama.sampler import ImageSampler, VideoSampler
 if TYPE_CHECKING:
     from sama.decode import Video
 
+PACKAGED = "packaged"  # the name of the packaged model, where a file of weights can be given
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 REQUIRED = {  # of a checkpoint's metadata
@@ -75,22 +76,17 @@ def load_model(
 ) -> QualityModel:
     """The model of a checkpoint, on a device, with the sampler it was trained with.
 
-    weights: a file of any source that `sama.models.build` knows; None is the packaged default model
-    device: "auto" is the GPU where there is one; else a torch device
-    mode: in place of the sampling mode that the checkpoint tells or suggests
-    dtype: "float32", or "bfloat16" / "float16" for autocast
-    NoWeightsError where there is no file to load or it brings no head; `sama.models.CheckpointError` for a file that is
-    no known checkpoint; FileNotFoundError; `InputError` for an unknown device, dtype or mode.
+    weights: a checkpoint of any source that `sama.models.build` reads; None or "packaged" is the packaged model
+    device: "auto" is the GPU where there is one, else the CPU; "cpu", "cuda", "cuda:1", ...
+    mode: sampling mode in place of the checkpoint's
+    dtype: "float32", or "bfloat16" or "float16" for autocast
+    All errors are `sama.SamaError`: `NoWeightsError` where the packaged file is missing or a file has no quality head,
+    `MissingFileError` (a FileNotFoundError), `CheckpointError` for a file that is no known checkpoint, `InputError` (a
+    ValueError) for an unknown device, dtype or mode.
     """
     from sama.models import build
 
-    if weights is None:
-        if not DEFAULT_WEIGHTS.exists():
-            raise NoWeightsError(
-                f"the packaged model is not there ({DEFAULT_WEIGHTS}): install again, or give weights.\n"
-                f"{WHERE_TO_GET_WEIGHTS}"
-            )
-        weights = DEFAULT_WEIGHTS
+    weights = find_weights(weights)
     built = build(weights, mode=mode)
     if any(name.startswith("statistics.") for name in built.report.missing):
         raise NoWeightsError(
@@ -107,6 +103,23 @@ def load_model(
     return QualityModel(built.model, built.metadata, name, device, dtype=dtype, compile=compile, report=built.report)
 
 
+def find_weights(weights: str | os.PathLike[str] | None) -> Path:
+    """The file that a user means: None and "packaged" are the model that comes with the package.
+
+    `MissingFileError` where there is none, `NoWeightsError` where the packaged one is not there.
+    """
+    if weights is not None and (os.fspath(weights) != PACKAGED or os.path.exists(weights)):
+        if not os.path.exists(weights):
+            raise MissingFileError(os.fspath(weights))
+        return Path(weights)
+    if not DEFAULT_WEIGHTS.exists():
+        raise NoWeightsError(
+            f"the packaged model is not there ({DEFAULT_WEIGHTS}): install again, or give weights.\n"
+            f"{WHERE_TO_GET_WEIGHTS}"
+        )
+    return DEFAULT_WEIGHTS
+
+
 def score(
     source: str | os.PathLike[str] | np.ndarray | torch.Tensor,
     *,
@@ -121,7 +134,12 @@ def score(
     r = sama.score("video.mp4")
     r.score, r.clips, r.timeline
 
-    A model is loaded at every call; to score several files, load it once with `load_model`, or use `sama score`.
+    source: a file, or pixels, uint8 [T, H, W, 3] of a video, [H, W, 3] of an image with an image model
+    weights, device: as for `load_model`; by default the packaged model for videos
+    every_seconds: score one clip in each window of this length, instead of a few of the whole video
+    fps: frames per second of pixels, for their timeline; decoder: as for `sama.open_video`
+    Raises what `load_model` raises, and `sama.DecodeError` for a file that cannot be read. A model is loaded at every
+    call: to score several files, load it once with `load_model`, or use the command `sama score`.
     """
     return load_model(weights, device).score(source, every_seconds=every_seconds, fps=fps, decoder=decoder)
 

@@ -49,7 +49,7 @@ Images = Pixels | Sequence[Pixels]
 class VideoSampler(Sampler):
     """Clips to the input of the video model (SAMA, section "Scaling and masking").
 
-    mode: "sama", "sama-mix", "sama-c", "sama-swm", "sama-spm" or "fragments"
+    mode: "sama", "sama-mix", "sama-c", "sama-swm", "sama-spm", "fragments" or "resize" (`sama.plan.VIDEO_MODES`)
     grid, fragment: fragments (rows, columns) of pixels (rows, columns); the input is grid * fragment pixels
     aligned: frames that share the draws of their offsets
     normalize: with ImageNet's mean and deviation; False leaves 0..255

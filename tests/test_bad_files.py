@@ -73,7 +73,7 @@ BAD_FILES = {
     "missing.mp4": (make_missing, "no such file"),
     "folder.mp4": (make_folder, "a directory, not a file"),
     "empty.mp4": (make_empty, "the file is empty"),
-    "text.mp4": (make_text, "not a video file that FFmpeg can read"),
+    "text.mp4": (make_text, "a text file, not a video"),
     "text.txt": (make_text, "text|not a video file"),
     "noise.mp4": (make_noise, "not a video file that FFmpeg can read"),
     "cut.mp4": (make_cut_mp4, r"cut short or damaged: its table of contents \(moov\) cannot be read"),

@@ -13,7 +13,6 @@ import pytest
 
 import sama
 from sama.cli import main
-from sama.model import DEFAULT_WEIGHTS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SMALL = "--sampling.clip_len 4 --sampling.interval 1 --optim.epochs 2 --optim.batch 4 --device cpu --workers 1"
@@ -92,7 +91,6 @@ def test_finetune_commands_run_in_order_and_leave_a_model_on_the_labels_scale(tm
     assert [command[0] for command in commands] == ["data", "train", "score", "evaluate", "evaluate"]
     places = {
         "examples/finetune.yaml": str(EXAMPLES / "finetune.yaml"),
-        "sama/weights/default.safetensors": str(DEFAULT_WEIGHTS),
     }
     for command in commands:
         command = [places.get(word, word) for word in command]

@@ -192,7 +192,10 @@ def test_bad_files_are_rows_with_their_own_reason(model, folder):
 def test_an_image_is_not_scored_by_a_video_model(model, tmp_path):
     Image.new("RGB", (300, 300)).save(tmp_path / "image.png")
     (row,) = score_files([str(tmp_path / "image.png")], model)
-    assert (row.status, row.reason) == ("error", "is an image; the model scores videos")
+    assert (row.status, row.reason) == (
+        "error",
+        "is an image; the model scores videos; an image model scores it (--weights)",
+    )
 
 
 def test_a_failure_in_the_model_is_not_hidden(model, folder, monkeypatch):

@@ -386,7 +386,7 @@ def kind_of(path: str, start: bytes, *, recognised: bool) -> str | None:
             return kind
     if recognised and re.search(r"%\d*d", path):
         return "a name that stands for many pictures (image2)"
-    return "a text file" if recognised and is_text else None
+    return "a text file" if is_text else None
 
 
 def is_utf8(start: bytes) -> bool:

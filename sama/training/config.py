@@ -69,7 +69,8 @@ class Model:
 
     kind: "video" (Swin3D-T with GRPB) or "image" (Swin V2-T)
     size: "tiny", the published one, or "nano", for a laptop
-    weights: checkpoint to start from, of any source that `sama weights` reads; "" starts from random weights
+    weights: checkpoint to start from, of any source that `sama weights` reads, or "packaged"; "" starts from random
+        weights
     whiten: start the patch embedding as a whitening of the training set's patches, so that details, a thousandth of the
         power of a patch, weigh as much as its brightness; for a video model that starts from random weights
     drop_path: stochastic depth of the last block; dropout: of the head and of a nano model's scene statistics
