@@ -2,6 +2,10 @@
 
 import csv
 import os
+import zlib
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # on busy cores, torch's threads wait for each other by spinning
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import av
 import numpy as np
@@ -19,6 +23,30 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "cuda" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+@pytest.fixture(autouse=True)
+def seeded(request):
+    """The same random numbers of torch for a test, whatever ran before it in its process."""
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture
+def two_threads():
+    """Two threads of torch in a test that compares to the bit what may be split between threads in several ways."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def few_draws():
+    """Reports of training without exact intervals: see `training_runs.few_draws`."""
+    import training_runs
+
+    with training_runs.few_draws():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ from sama import train as training
 from sama.config import Config, Data, LabelledSet, Model, Optim, Sweep
 from sama.train import configure, run
 
+pytestmark = pytest.mark.usefixtures("few_draws")
+
 
 def test_settings_of_statistics_are_checked(labels, tmp_path):
     with pytest.raises(ValueError, match="are for a nano video model"):

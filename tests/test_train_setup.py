@@ -14,6 +14,8 @@ from sama import train as training
 from sama.config import Data, LabelledSet, Model
 from sama.train import make_model, train
 
+pytestmark = pytest.mark.usefixtures("few_draws")
+
 
 def test_files_that_fail_are_named_and_left_out(labels, tmp_path):
     rows = labels.read_text().splitlines()
