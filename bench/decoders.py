@@ -33,6 +33,7 @@ from tqdm import tqdm
 import sama
 from sama.errors import DecodeError
 from sama.frames import Clip
+from sama.kernels.layout import ceil_div
 
 HOST_BYTES = 2 << 30  # of decoded RGB that DALI's CPU decoder may hold at once here
 DEVICE_SHARE = 0.5  # of a GPU's memory, likewise
@@ -210,7 +211,7 @@ def growth_rows(count: int) -> list[Row]:
     bad.write_bytes(good.read_bytes()[:2000])
     decoder, process, found = DaliDecoder("cpu", threads=os.cpu_count()), psutil.Process(), []
     indices = published.plan_indices(2 * media.FPS, 1)
-    for batch in range(-(-count // 4)):
+    for batch in range(ceil_div(count, 4)):
         results = decoder.decode([(good, indices)] * 3 + [(bad, indices)])
         assert [isinstance(result, DecodeError) for result in results] == [False] * 3 + [True]
         del results

@@ -20,8 +20,8 @@ import torch
 
 import sama
 from sama.feed import Feed
-from sama.losses import video_loss
 from sama.models import VideoQuality
+from sama.training.losses import video_loss
 
 FILES = 4  # a call of the feed decodes at once, several workers at a time
 STEPS, SLOW_STEPS, BATCH = 8, 2, 4  # a call of training; of the published way

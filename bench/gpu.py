@@ -16,12 +16,13 @@ import numpy as np
 import torch
 
 import sama
+from sama.backends import MEAN, STD
 from sama.frames import Clip
 from sama.kernels import layout as layouts
 from sama.kernels import reference
 from sama.kernels.color import correction
+from sama.kernels.layout import ceil_div
 from sama.plan import Plan, plan_video
-from sama.sampler import MEAN, STD
 
 SECTOR = 32  # bytes: the least that a GPU reads from its memory
 SOURCE_BYTES = 3 << 30  # decoded clips in rotation: many times the second-level cache
@@ -45,7 +46,7 @@ def sectors(plan: Plan, layout: str) -> int:
         pieces = [piece for slot in set(pair) for piece in taps[slot]]
         for pixel, shift in PLANES[layout]:
             height, width = (plan.height + shift) >> shift, ((plan.width + shift) >> shift) * pixel
-            touched = np.zeros(-(-height * width // SECTOR), bool)
+            touched = np.zeros(ceil_div(height * width, SECTOR), bool)
             for rows, columns in pieces:
                 start = (rows >> shift)[:, None] * width + (columns >> shift)[None] * pixel
                 touched[start // SECTOR] = True

@@ -19,10 +19,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 import sama
+from sama.backends import MEAN, STD
 from sama.decode.images import read_image
 from sama.kernels import reference
 from sama.plan import draw_image
-from sama.sampler import MEAN, STD
 
 TURN = {"flip": True, "angle": 17.0}
 TIES = 1e-3  # share of values at which a rotated coordinate may round to the other neighbour
@@ -176,7 +176,7 @@ def check(case: str, name: str, got: torch.Tensor, expected: torch.Tensor):
 def _pixels(path: Path, *, decode: bool = True):
     """A test image, uint8 [H, W, 3], and draws for it."""
     with Image.open(path) as image:
-        draws = draw_image("sama", *sama.sampler._enlarged_size(image.height, image.width), generator=0)
+        draws = draw_image("sama", *sama.sampler.enlarged_size(image.height, image.width), generator=0)
     return read_image(path) if decode else None, draws
 
 

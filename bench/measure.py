@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from sama.sampler import STD
+from sama.backends import STD
 
 REST = 0.05  # seconds before each call: threads of the one before go on spinning for a while, waiting for work
 RESULTS = Path(__file__).parent / "results"

@@ -11,7 +11,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
-from sama.demo import planes
+from sama.corpus.camera import yuv_planes
 
 FOLDER = Path(__file__).parent / "clips"
 FPS = 30
@@ -117,4 +117,4 @@ def load_photographs() -> list[list[Image.Image]]:
     """Y, U, V of each photograph, at full size."""
     import skimage.data
 
-    return [planes(Image.fromarray(getattr(skimage.data, name)()).convert("RGB")) for name in PHOTOGRAPHS]
+    return [yuv_planes(Image.fromarray(getattr(skimage.data, name)()).convert("RGB")) for name in PHOTOGRAPHS]

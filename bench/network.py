@@ -15,7 +15,7 @@ from torch import Tensor
 
 import sama
 from sama.model import random_model
-from sama.models import VideoQuality, swin3d
+from sama.models import VideoQuality, attention, swin3d
 
 BATCHES = {"cpu": (1,), "cuda": (1, 8, 32)}
 DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
@@ -23,7 +23,7 @@ AGREEMENT = 1e-3  # relative, of a score in float32
 
 
 def attend_materialised(qkv: Tensor, bias: Tensor) -> Tensor:
-    """`swin3d.attend` with the logits in memory, as the published code has them."""
+    """`attention.attend` with the logits in memory, as the published code has them."""
     q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)  # [n, W, heads, L, D]
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias.to(q.dtype)
     return (logits.softmax(-1) @ v).transpose(2, 3).flatten(3)
@@ -33,7 +33,7 @@ def attend_materialised(qkv: Tensor, bias: Tensor) -> Tensor:
 def eager_port():
     """Whole tensors from step to step and materialised attention: the network as one would port it."""
     with (
-        mock.patch.object(swin3d, "attend", attend_materialised),
+        mock.patch.object(attention, "attend", attend_materialised),
         mock.patch.object(swin3d, "plain_cpu", return_value=False),
     ):
         yield

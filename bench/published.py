@@ -21,7 +21,7 @@ def plan_indices(num_frames: int, clips: int) -> np.ndarray:
 
 def read_clip(path: Path) -> list[sama.Frame]:
     """The frames of one clip, as the decoder gives them."""
-    with sama.open_video(path) as video:
+    with sama.open_video(path, decoder="pyav") as video:
         indices = plan_indices(video.info.num_frames, 1)
         frames = dict(video.frames(indices))
     return [frames[index] for index in indices.tolist()]
@@ -49,7 +49,7 @@ def decode_rgb(path: Path):
 
 def from_rgb24(path: Path, sampler: sama.VideoSampler, clips: int = CLIPS) -> torch.Tensor:
     """Decode every frame to RGB, keep the planned ones, sample them."""
-    with sama.open_video(path) as video:
+    with sama.open_video(path, decoder="pyav") as video:
         indices = plan_indices(video.info.num_frames, clips)
     wanted, kept = set(indices.tolist()), {}
     for number, picture in enumerate(decode_rgb(path)):

@@ -28,8 +28,8 @@ from measure import Row
 from tqdm import tqdm
 
 import sama
+from sama.backends import MEAN, STD
 from sama.kernels import reference
-from sama.sampler import MEAN, STD
 
 
 def main() -> int:
@@ -126,7 +126,7 @@ def make_clip(name: str, seconds: int) -> Path:
 
 def run_case(case: str, path: Path, repeats: int) -> list[Row]:
     """All figures of one file, printed as they come."""
-    with sama.open_video(path) as video:
+    with sama.open_video(path, decoder="pyav") as video:
         info = video.info
     print(
         f"\n{case}: {info.codec} {info.pix_fmt} {info.width}x{info.height}, {info.num_frames} frames; "
@@ -143,12 +143,12 @@ def run_case(case: str, path: Path, repeats: int) -> list[Row]:
 
 def decode_rows(case: str, path: Path, repeats: int) -> list[Row]:
     """Frames of video passed per second: every frame to RGB, or only the planned ones, as planes."""
-    with sama.open_video(path) as video:
+    with sama.open_video(path, decoder="pyav") as video:
         frames = video.info.num_frames
     one, four = published.plan_indices(frames, 1), published.plan_indices(frames, published.CLIPS)
 
     def planned(indices):
-        with sama.open_video(path) as video:
+        with sama.open_video(path, decoder="pyav") as video:
             for _ in video.frames(indices):
                 pass
 
@@ -193,7 +193,11 @@ def end_to_end_rows(case: str, path: Path, repeats: int) -> list[Row]:
         "every frame to rgb24, reference": lambda: published.from_rgb24(path, sama.VideoSampler(backend="reference")),
         "every frame to rgb24, cpu": lambda: published.from_rgb24(path, sampler),
         "planned frames, planes, cpu": lambda: sampler.read(
-            path, clip_len=published.CLIP_LEN, num_clips=published.CLIPS, interval=published.INTERVAL
+            path,
+            clip_len=published.CLIP_LEN,
+            num_clips=published.CLIPS,
+            interval=published.INTERVAL,
+            decoder="pyav",
         ),
     }
     measure.check(providers, providers["every frame to rgb24, cpu"]())
@@ -213,7 +217,9 @@ sama.VideoSampler()(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
 """
     works = {
         "every frame to rgb24, reference": "published.from_rgb24(path, sama.VideoSampler(backend='reference'), 1)",
-        "planned frames, planes, cpu": f"sama.VideoSampler().read(path, num_clips=1, clip_len={published.CLIP_LEN})",
+        "planned frames, planes, cpu": (
+            f"sama.VideoSampler().read(path, num_clips=1, clip_len={published.CLIP_LEN}, decoder='pyav')"
+        ),
     }
     peaks = {name: measure.peak_memory(setup, work) for name, work in works.items()}
     base = peaks["every frame to rgb24, reference"]

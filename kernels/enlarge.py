@@ -41,8 +41,8 @@ def pixels(image: np.ndarray, height: int, width: int, y: np.ndarray, x: np.ndar
     (top, bottom, down), (left, right, across) = (
         _weigh(at, *sizes) for at, *sizes in ((y, image.shape[0], height), (x, image.shape[1], width))
     )
-    rows = [_blend(image[row, left], image[row, right], across) for row in (top, bottom)]
-    return _blend(*rows, down)
+    first, second = (_blend(image[row, left], image[row, right], across) for row in (top, bottom))
+    return _blend(first, second, down)
 
 
 def _pixels(image: np.ndarray, plan: Plan, y: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ allocated on the device but the output and the tables, nothing is written but th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ import triton.language as tl
 
 from sama.frames import Clip
 from sama.kernels.color import YUV_TO_RGB, YuvToRgb
-from sama.kernels.layout import PATCH, OutputLayout, shape
+from sama.kernels.layout import PATCH, OutputLayout, ceil_div, shape
 
 if TYPE_CHECKING:
     from sama.frames import Frame
@@ -201,15 +201,15 @@ class Tables(NamedTuple):
 
     def to(self, device: torch.device) -> list[torch.Tensor]:
         """All tables on a device, in one copy that does not wait."""
-        starts = np.cumsum([0, *(-(-table.nbytes // ALIGN) * ALIGN for table in self)]).tolist()
+        starts = np.cumsum([0, *(ceil_div(table.nbytes, ALIGN) * ALIGN for table in self)]).tolist()
         packed = np.zeros(starts[-1], np.uint8)
         for start, table in zip(starts, self):
             packed[start : start + table.nbytes] = np.ascontiguousarray(table).reshape(-1).view(np.uint8)
-        packed = torch.from_numpy(packed)
+        memory = torch.from_numpy(packed)
         if device.type == "cuda":
-            packed = packed.pin_memory().to(device, non_blocking=True)
+            memory = memory.pin_memory().to(device, non_blocking=True)
         return [
-            packed[start : start + table.nbytes].view(getattr(torch, table.dtype.name))
+            memory[start : start + table.nbytes].view(getattr(torch, table.dtype.name))
             for start, table in zip(starts, self)
         ]
 
@@ -325,16 +325,25 @@ def interpreted() -> bool:
 def _addresses(source: Source) -> np.ndarray:
     """Address of every plane of every frame, int64 [T, 3]."""
     if isinstance(source, Clip):
-        planes = source.channels()
+        planes = _channels(source)
         start = np.array([plane.data_ptr() for plane in planes])
         return start + np.arange(len(source))[:, None] * np.array([plane.stride(0) for plane in planes])
-    return np.array([[plane.data_ptr() for plane in frame.channels()] for frame in source])
+    return np.array([[plane.data_ptr() for plane in _channels(frame)] for frame in source])
+
+
+def _channels(pictures: Frame | Clip) -> tuple[torch.Tensor, ...]:
+    """The channels of pictures on a GPU, or in the interpreter: tensors, not arrays."""
+    return cast("tuple[torch.Tensor, ...]", pictures.channels())
+
+
+def _plane_strides(frame: Frame) -> list[tuple[int, ...]]:
+    return [plane.stride() for plane in cast("tuple[torch.Tensor, ...]", frame.planes)]
 
 
 def _describe(source: Source) -> tuple[int, ...]:
     """A row of `Tables.samples`."""
     frame = source[0]
-    first, second, _ = frame.channels()
+    first, second, _ = _channels(frame)
     color = _NO_COLOR if frame.layout == "rgb" else YUV_TO_RGB[frame.matrix, frame.full_range]
     return (*first.shape, first.stride(0), second.stride(0), first.stride(1), second.stride(1), *color)
 
@@ -372,7 +381,7 @@ def _check(
         raise ValueError("one launch takes RGB clips, RGB clips with a correction, or 4:2:0 clips, not several of them")
     for plan, source in zip(plans, sources, strict=True):
         pictures = [source[0]] if isinstance(source, Clip) else source
-        strides = {tuple(plane.stride()) for plane in pictures[0].planes[1:]}
+        strides = _plane_strides(pictures[0])
         for frame in pictures:
             if (frame.height, frame.width) != (plan.height, plan.width) or len(source) != plan.frames:
                 raise ValueError(
@@ -381,11 +390,13 @@ def _check(
                 )
             if any(plane.device != out.device for plane in frame.planes):
                 raise ValueError(f"frames must be on {out.device}; got {[str(p.device) for p in frame.planes]}")
-            same = [plane.stride() for plane in frame.planes] == [plane.stride() for plane in pictures[0].planes]
-            same = same and (frame.layout, frame.matrix, frame.full_range, frame.correction) == (
-                (pictures[0].layout, pictures[0].matrix, pictures[0].full_range, pictures[0].correction)
-            )
-            if not same or len(strides) > 1:
+            same = _plane_strides(frame) == strides and (
+                frame.layout,
+                frame.matrix,
+                frame.full_range,
+                frame.correction,
+            ) == ((pictures[0].layout, pictures[0].matrix, pictures[0].full_range, pictures[0].correction))
+            if not same or len(set(strides[1:])) > 1:
                 raise ValueError("all frames of a clip must share layout, colour and strides, U and V theirs too")
     yuv, corrected = kinds.pop()
     if any(plan.warp is not None for plan in plans) and (yuv or corrected):

@@ -16,7 +16,7 @@ from sama.plan import SCALE_STEP_FRAMES
 
 if TYPE_CHECKING:
     from sama.frames import Clip, Correction, Frame
-    from sama.plan import Plan
+    from sama.plan import Plan, Warp
 
 
 def sample(clip: torch.Tensor, plan: Plan, correction: Correction | None = None) -> torch.Tensor:
@@ -27,7 +27,7 @@ def sample(clip: torch.Tensor, plan: Plan, correction: Correction | None = None)
     returns: float32 [3, T, Sh, Sw] on the clip's device, 0..255
     """
     video = clip.permute(3, 0, 1, 2)  # [3, T, H, W]
-    video = _turn(video, plan) if plan.warp else video
+    video = _turn(video, plan.warp) if plan.warp else video
     out = torch.empty(3, plan.frames, *plan.size, device=clip.device)
     bit = _mask(plan).to(clip.device)
     for start in range(0, plan.frames, SCALE_STEP_FRAMES):
@@ -86,11 +86,11 @@ def _mask(plan: Plan) -> torch.Tensor:
     return (y[:, None] + x) % 2 == 0
 
 
-def _turn(video: torch.Tensor, plan: Plan) -> torch.Tensor:
+def _turn(video: torch.Tensor, warp: Warp) -> torch.Tensor:
     from torchvision.transforms.v2.functional import horizontal_flip, rotate
 
-    video = horizontal_flip(video) if plan.warp.flip else video
-    return rotate(video.transpose(0, 1), plan.warp.angle).transpose(0, 1)
+    video = horizontal_flip(video) if warp.flip else video
+    return rotate(video.transpose(0, 1), warp.angle).transpose(0, 1)
 
 
 def to_rgb(pictures: Frame | Clip) -> torch.Tensor:
@@ -106,8 +106,8 @@ def to_rgb(pictures: Frame | Clip) -> torch.Tensor:
     c = YUV_TO_RGB[pictures.matrix, pictures.full_range]
     y = ((8 * y + c.luma_offset) * c.luma_factor) >> 16
     u, v = 8 * u - 1024, 8 * v - 1024
-    rgb = (y + (v * c.vr >> 16), y + (u * c.ug >> 16) + (v * c.vg >> 16), y + (u * c.ub >> 16))
-    return torch.stack(rgb, -1).clamp(0, 255).to(torch.uint8)
+    red, green, blue = y + (v * c.vr >> 16), y + (u * c.ug >> 16) + (v * c.vg >> 16), y + (u * c.ub >> 16)
+    return torch.stack((red, green, blue), -1).clamp(0, 255).to(torch.uint8)
 
 
 def tensor(array) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What both models share: a head that gives every token a value, and evaluation sample by sample."""
+"""What both models share: the head, which gives every token a value, and evaluation one sample at a time."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 
 class TokenHead(nn.Module):
-    """Dropout, linear to `hidden`, GELU, dropout, linear to one value; in the weights' dtype, under autocast too."""
+    """Dropout, linear to `hidden`, GELU, dropout, linear to one value.
+
+    It computes in the weights' dtype, under autocast too.
+    """
 
     def __init__(self, dim: int, *, hidden: int = 64, dropout: float = 0.5) -> None:
         super().__init__()
@@ -24,25 +27,27 @@ class TokenHead(nn.Module):
             return self.fc_last(self.dropout(F.gelu(self.fc_hid(self.dropout(x)))))
 
 
-def exactly(x: Tensor) -> AbstractContextManager:
-    """Without autocast on the device of `x`."""
+def exactly(x: Tensor) -> AbstractContextManager[object]:
+    """A context without autocast on the device of `x`."""
     return torch.autocast(x.device.type, enabled=False) if autocasting(x) else nullcontext()
 
 
 def autocasting(x: Tensor) -> bool:
+    """Whether autocast is on for the device of `x`."""
     device = x.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def plain_cpu(module: nn.Module, x: Tensor) -> bool:
-    """Whether this is plain evaluation on a CPU: nothing to differentiate, no compiler looking on."""
+    """Whether this is plain evaluation on a CPU: without gradients and not under a compiler."""
     return not (module.training or torch.is_grad_enabled() or torch.compiler.is_compiling()) and x.device.type == "cpu"
 
 
 def by_sample(module: nn.Module, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`f(x)`; in plain evaluation on a CPU one sample at a time, so that no result depends on the batch.
+    """`f(x)`; in plain evaluation on a CPU for one sample at a time, so that no result depends on the batch.
 
-    How a matrix product is split, and so how it rounds, depends on its shape. Large inputs lose no time by it.
+    The shape of a matrix product decides how it is split, and so how it rounds. Inputs as large as a clip or an image
+    take no longer one by one.
     """
     if len(x) > 1 and plain_cpu(module, x):
         return torch.cat([f(sample) for sample in x.split(1)])

@@ -5,14 +5,14 @@ The backbone (Liu et al., arXiv 2111.09883) is timm's.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from sama.models.heads import TokenHead, by_sample
 
 IMAGE = 256  # pixels a side
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
     "nano": {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)},
 }
@@ -23,9 +23,10 @@ class ImageQuality(nn.Module):
 
     `size` is "tiny" (timm's `swinv2_tiny_window8_256`, 28 M parameters) or "nano" (2.2 M, to train on a laptop).
     `drop_path` is the stochastic depth of the last block, `dropout` that of the head.
-    `checkpointing` recomputes the blocks in the backward pass: less memory, more time.
+    `checkpointing` recomputes every block in the backward pass, which needs less memory and more time.
 
     In evaluation on a CPU each image is computed on its own, so its score does not depend on its batch.
+    ValueError for an unknown size.
     """
 
     kind = "image"
@@ -52,15 +53,15 @@ class ImageQuality(nn.Module):
         self.head = TokenHead(self.backbone.num_features, dropout=dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """A value for each token, `[B, 64]`, of normalised images `[B, 3, 256, 256]`."""
+        """One value per token, `[B, 64]`, of normalised images `[B, 3, 256, 256]`; ValueError for any other shape."""
         return by_sample(self, lambda x: self.head(self._tokens(x)), x).squeeze(-1)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the head sees: `[B, 64, width]`."""
+        """Input of the head: `[B, 64, width]`."""
         return by_sample(self, self._tokens, x)
 
     def score(self, x: Tensor) -> Tensor:
-        """One score an image, `[B]`: the mean of its tokens' values."""
+        """One score per image, `[B]`: the mean of its tokens' values."""
         return self(x).mean(1)
 
     def _tokens(self, x: Tensor) -> Tensor:

@@ -1,37 +1,50 @@
-"""The command `sama`: score files, look at one, compare with labels, and what there is to know of data and weights."""
+"""The command `sama`: score files, inspect one, evaluate scores against labels, check data and weights, train."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Literal
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
-from sama.errors import InputError
+import sama
+from sama.errors import InputError, OutputError
 from sama.files import printable
+from sama.terminal import INTERRUPTED, OK, SOME_FAILED, carry_out, progress_bar
+
+if TYPE_CHECKING:
+    from sama.journal import Journal, Row
+    from sama.model import QualityModel
+    from sama.prefetch import Meter
+
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def parser() -> ArgumentParser:
     about = "Quality of videos and images, without a reference to compare with."
-    main = ArgumentParser(prog="sama", description=about, version=_version())
+    main = ArgumentParser(prog="sama", description=about, version=sama.__version__)
     commands = main.add_subcommands(required=True, dest="command")
 
-    score = ArgumentParser(description="Score files: a row each, on the terminal and in a table.")
+    score = ArgumentParser(description="Score files: one row for each, on the terminal and in a table.")
     score.add_argument("paths", nargs="+", metavar="PATH", help="files, folders, globs; - for names on standard input")
     score.add_argument("-o", "--out", type=str, help="table to write: .csv, .jsonl or .json")
     score.add_argument(
-        "--resume", action="store_true", help="go on with an interrupted or earlier run into the same --out"
+        "--resume", action="store_true", help="continue an interrupted or earlier run into the same --out"
     )
-    score.add_argument("--overwrite", action="store_true", help="begin anew although --out is there")
+    score.add_argument("--overwrite", action="store_true", help="begin anew although --out exists")
     score.add_argument("--batch", type=int, help="clips that go through the model at once (1 on a CPU, 8 on a GPU)")
     score.add_argument("--workers", type=int, help="files decoded at the same time (half of the cores, at most 4)")
     _add_reading(score)
     _add_model(score)
     commands.add_subcommand("score", score, help="score files")
 
-    inspect = ArgumentParser(description="Draw what the model sees of a file and what it says: a picture.")
+    inspect = ArgumentParser(
+        description="Draw the input that the model gets of a file, its quality map and its timeline."
+    )
     inspect.add_argument("path", metavar="PATH", help="a video or an image")
     inspect.add_argument(
         "-o", "--out", type=str, default="inspect.png", help="picture to write: .png, .jpg, .pdf or .svg"
@@ -51,8 +64,8 @@ def parser() -> ArgumentParser:
     evaluate.add_argument(
         "-o", "--out", type=str, metavar="FOLDER", help="for report.md, report.json, scatter.png, scores.csv"
     )
-    evaluate.add_argument("--resume", action="store_true", help="go on with the scores that are in --out already")
-    evaluate.add_argument("--overwrite", action="store_true", help="write to --out and --save although they are there")
+    evaluate.add_argument("--resume", action="store_true", help="continue from the scores that are in --out already")
+    evaluate.add_argument("--overwrite", action="store_true", help="write to --out and --save although they exist")
     evaluate.add_argument("--calibrate", choices=("linear", "logistic"), help="fit scores to labels, for --save")
     evaluate.add_argument("--scale", type=str, metavar="NAME", help="name of the labels' scale, e.g. KoNViD-1k")
     evaluate.add_argument("--save", type=str, metavar="FILE", help="copy of the checkpoint with the calibration in it")
@@ -73,7 +86,7 @@ def parser() -> ArgumentParser:
     actions.add_subcommand("check", check, help="look for problems")
 
     demo = ArgumentParser(description="A labelled set of videos or images to try training on, made without a download.")
-    demo.add_argument("folder", metavar="FOLDER", help="where to; a set that is there is left as it is")
+    demo.add_argument("folder", metavar="FOLDER", help="folder for the set; one that holds it already is left as it is")
     demo.add_argument("--size", choices=("small", "full"), default="small", help="how many contents and strengths")
     demo.add_argument("--images", action="store_true", help="images in place of clips")
     demo.add_argument("--workers", type=int, help="contents made at the same time (the number of cores)")
@@ -81,31 +94,33 @@ def parser() -> ArgumentParser:
 
     commands.add_subcommand("train", ArgumentParser(), help="train a model: sama train --help")
 
-    weights = ArgumentParser(description="What a checkpoint holds, and what of it fits.")
+    weights = ArgumentParser(description="List what a checkpoint holds and which of its weights fit.")
     weights.add_argument("weights", metavar="FILE", help="a checkpoint")
-    commands.add_subcommand("weights", weights, help="look into a checkpoint")
+    commands.add_subcommand("weights", weights, help="list what a checkpoint holds")
+    for command in (main, score, inspect, evaluate, check, demo, weights):
+        command.add_argument("--traceback", action="store_true", help="show where an error comes from")
     return main
 
 
-def _add_labels(command: ArgumentParser):
+def _add_labels(command: ArgumentParser) -> None:
     command.add_argument("labels", metavar="LABELS", help="label file; a CSV with path,mos, or any published form")
     command.add_argument("root", metavar="ROOT", help="folder that its paths are relative to")
 
 
-def _add_reading(command: ArgumentParser):
+def _add_reading(command: ArgumentParser) -> None:
     windows = "one clip in each window of this many seconds, instead of a few for the whole video"
     command.add_argument("--every", type=float, metavar="SECONDS", help=windows)
     decoders = "pyav, dali, nvcodec, or auto: for each file the GPU's where it can decode it, else pyav"
     command.add_argument("--decoder", type=str, default="auto", help=decoders)
 
 
-def _add_model(command: ArgumentParser):
+def _add_model(command: ArgumentParser) -> None:
     files = "checkpoint: ours (.safetensors), SAMA, FAST-VQA or DOVER (default: the packaged model)"
     command.add_argument("--weights", type=str, metavar="FILE", help=files)
     command.add_argument(
-        "--random-weights", action="store_true", help="try things out; every row says that it means nothing"
+        "--random-weights", action="store_true", help="a model without training, to try things out; every row says so"
     )
-    command.add_argument("--mode", type=str, help="sampling mode, in place of the one the checkpoint tells")
+    command.add_argument("--mode", type=str, help="sampling mode, in place of the checkpoint's")
     command.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the model")
     command.add_argument(
@@ -113,93 +128,91 @@ def _add_model(command: ArgumentParser):
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0 where all went well, 1 where some files failed, 2 where the command could not be carried out."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns 0 where all went well, 1 where some files failed, 2 where the command could not be carried out, 130 where
+    it was interrupted.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["train"]:  # it has a parser of its own, of the run's config
         from sama.train import main as train
 
         return train(arguments[1:])
     options = parser().parse_args(arguments)
-    known = {"score": score, "inspect": inspect, "evaluate": evaluate, "data": data, "weights": weights}
-    known |= {"demo-data": demo_data}
-    command = known[options.command]
-    try:
-        return command(options[options.command])
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    commands = {"score": score, "inspect": inspect, "evaluate": evaluate, "data": data, "weights": weights}
+    commands |= {"demo-data": demo_data}
+    command, own = commands[options.command], options[options.command]
+    return carry_out(lambda: command(own), traceback="--traceback" in arguments)
 
 
-def score(options) -> int:
-    from sama.decode import DECODERS
-    from sama.feed import Meter
+def score(options: Namespace) -> int:
+    """`sama score`: print a row for each file, and keep it in the table."""
+    from sama.decode import check_decoder
     from sama.files import expand
-    from sama.score import Journal, describe, score_files
+    from sama.journal import Journal
+    from sama.prefetch import Meter
+    from sama.scoring import score_files
 
     if (options.resume or options.overwrite) and not options.out:
-        return _fail("--resume and --overwrite are about --out, which is not given")
-    for name in ("batch", "workers", "every"):
-        value = getattr(options, name)
-        if value is not None and not value > 0:
-            return _fail(f"--{name} must be more than 0; got {value}")
-    if options.decoder not in ("auto", *DECODERS):
-        return _fail(f"unknown decoder {options.decoder!r}; known: auto, {', '.join(DECODERS)}")
-    try:
-        model = _model(options, options.paths)
-        if model.kind == "image" and options.every is not None:
-            return _fail("--every is about videos; the model scores images")
-        paths = expand(options.paths, kind=model.kind)
-        if not paths:
-            return _fail(f"no {model.kind} files in {' '.join(options.paths)}")
-        scores_by = model.name, describe(model, options.every)
-        journal = None
-        if options.out:
-            journal = Journal(options.out, scores_by, resume=options.resume, overwrite=options.overwrite)
-    except _expected() as error:
-        return _fail(error)
+        raise InputError("--resume and --overwrite are about --out, which is not given")
+    check_positive(options, "batch", "workers", "every")
+    check_decoder(options.decoder)
+    model = load(options, options.paths)
+    if model.kind == "image" and options.every is not None:
+        raise InputError("--every is about videos; the model scores images")
+    paths = expand(options.paths, kind=model.kind)
+    if not paths:
+        raise InputError(f"no {model.kind} files in {' '.join(options.paths)}")
+    journal = None
+    if options.out:
+        scores_by = model.name, model.describe(options.every)
+        journal = Journal(options.out, scores_by, resume=options.resume, overwrite=options.overwrite)
     remaining = journal.remaining(paths) if journal else paths
     meter = Meter()
     rows = score_files(
         remaining,
         model,
-        batch=options.batch or (1 if model.device.type == "cpu" else 8),
+        batch=options.batch,
         workers=options.workers,
         every_seconds=options.every,
         decoder=options.decoder,
         meter=meter,
     )
-    with journal or contextlib.nullcontext():
+    with journal or contextlib.nullcontext(), contextlib.closing(rows):
         try:
-            failed = _print_rows(rows, remaining, model, journal, meter)
+            failed = print_rows(rows, remaining, model, journal, meter)
         except KeyboardInterrupt:
-            rows.close()
-            kept = f"; {len(journal.rows)} rows are in {journal.partial}, --resume goes on" if journal else ""
-            print(f"\ninterrupted{kept}", file=sys.stderr)
-            return 130
-        except (OSError, RuntimeError) as error:  # a full disk, a GPU out of memory, a closed terminal
-            rows.close()
-            return _fail(f"{error}{f'; the rows so far are in {journal.partial}, --resume goes on' if journal else ''}")
+            print(f"\ninterrupted{f'; {journal.kept()}' if journal else ''}", file=sys.stderr)
+            return INTERRUPTED
+        except OutputError:  # its message says what is kept
+            raise
+        except Exception:  # a closed terminal, a GPU out of memory, a bug
+            if journal:
+                print(f"sama: {journal.kept()}", file=sys.stderr)
+            raise
         if journal:
             failed = sum(journal.rows[path].status != "ok" for path in paths)
             journal.finish(paths)
             print(f"{len(journal.rows)} rows: {options.out}", file=sys.stderr)
-    return 1 if failed else 0
+    return SOME_FAILED if failed else OK
 
 
-def _print_rows(rows, paths, model, journal, meter) -> int:
-    """Print and keep every row as it comes; the number of failures."""
+def print_rows(
+    rows: Generator[Row], paths: Sequence[str], model: QualityModel, journal: Journal | None, meter: Meter
+) -> int:
+    """Print every row as it comes, and append it to the journal; returns the number of files that failed."""
     failed = 0
-    calibrated = bool(model.metadata.get("calibration"))
-    header = f"{'score':>9}  {'MOS':>7}  {'size':>9}  {'frames':>7}  file" if calibrated else None
-    print(header or f"{'score':>9}  {'size':>9}  {'frames':>7}  file")
-    with _bar("scoring") as progress:
+    scale = model.scale and printable(model.scale)
+    columns = [f"{'score':>9}", *([f"{scale:>7}"] if scale else []), f"{'size':>9}", f"{'frames':>7}", "file"]
+    print("  ".join(columns))
+    with progress_bar("scoring") as progress:
         progress(0, len(paths))
         for done, row in enumerate(rows, start=1):
             if journal:
                 journal.add(row)
             failed += row.status != "ok"
-            print(_text(row, calibrated), flush=True)
+            print(as_line(row, scale), flush=True)
             progress(done, len(paths))
     scored = len(paths) - failed
     print(f"{scored} scored, {failed} failed; scores by {model.name}; {model.settings}", file=sys.stderr)
@@ -207,125 +220,92 @@ def _print_rows(rows, paths, model, journal, meter) -> int:
     return failed
 
 
-def _text(row, calibrated: bool) -> str:
+def as_line(row: Row, scale: str | None) -> str:
+    """A row on the terminal. scale: the name of the scale that scores are calibrated to, or None"""
     path = printable(row.path)
     if row.status != "ok":
-        return f"{'error':>9}  {path}: {row.reason}"
-    mos = f"{row.mos:7.3f}  " if calibrated else ""
-    return f"{row.score:9.5f}  {mos}{f'{row.width}x{row.height}':>9}  {row.frames:7}  {path}"
+        return f"{'error':>9}  {path}: {printable(row.reason)}"
+    calibrated = f"{row.mos:{max(7, len(scale))}.3f}  " if scale else ""
+    return f"{row.score:9.5f}  {calibrated}{f'{row.width}x{row.height}':>9}  {row.frames:7}  {path}"
 
 
-def inspect(options) -> int:
+def inspect(options: Namespace) -> int:
+    """`sama inspect`: draw the page of a file."""
     from sama.inspection import draw
 
-    try:
-        model = _model(options, [options.path])
-        draw(options.path, model, options.out, every_seconds=options.every, decoder=options.decoder)
-    except _expected() as error:
-        return _fail(error)
+    model = load(options, [options.path])
+    draw(options.path, model, options.out, every_seconds=options.every, decoder=options.decoder)
     print(options.out)
-    return 0
+    return OK
 
 
-def evaluate(options) -> int:
-    from sama.evaluate import Plan, run
+def evaluate(options: Namespace) -> int:
+    """`sama evaluate`: compare scores with labels."""
+    from sama.evaluate import EvaluateOptions, run
 
-    asked = {name: getattr(options, name) for name in Plan.__dataclass_fields__}
+    asked = EvaluateOptions(**{name: getattr(options, name) for name in EvaluateOptions.__dataclass_fields__})
     try:
-        plan = Plan(**asked)
-        evaluation = run(plan, lambda paths: _model(options, paths), progress=_bar)
+        evaluation = run(asked, lambda paths: load(options, paths), progress=progress_bar)
     except KeyboardInterrupt:
-        hint = (
-            f"; the scores so far are in {options.out}, --resume goes on" if plan.out and not plan.predictions else ""
-        )
-        print(f"\ninterrupted{hint}", file=sys.stderr)
-        return 130
-    except (*_expected(), RuntimeError) as error:  # also a GPU out of memory
-        return _fail(error)
+        scoring = asked.out and not asked.predictions
+        kept = f"; the scores so far are in {asked.out}, --resume continues from them" if scoring else ""
+        print(f"\ninterrupted{kept}", file=sys.stderr)
+        return INTERRUPTED
     print(evaluation)
-    if plan.save:
-        print(f"calibrated: {plan.save}", file=sys.stderr)
-    return 1 if evaluation.failed else 0
+    if asked.save:
+        print(f"calibrated: {asked.save}", file=sys.stderr)
+    return SOME_FAILED if evaluation.failed else OK
 
 
-def data(options) -> int:
-    import os
-
-    from sama.data import check
+def data(options: Namespace) -> int:
+    """`sama data check`: look for problems in a label file and its files."""
+    from sama.check import check
 
     options = options.check
-    if options.workers is not None and options.workers < 1:
-        return _fail(f"--workers must be more than 0; got {options.workers}")
-    try:
-        if not os.path.isdir(options.root):
-            raise InputError(f"there is no folder {options.root}")
-        with _bar("checking") as progress:
-            report = check(options.labels, options.root, workers=options.workers, progress=progress)
-    except _expected() as error:
-        return _fail(error)
+    check_positive(options, "workers")
+    if not os.path.isdir(options.root):
+        raise InputError(f"there is no folder {options.root}")
+    with progress_bar("checking") as progress:
+        report = check(options.labels, options.root, workers=options.workers, progress=progress)
     print(report)
-    return 0 if report.ok else 1
+    return OK if report.ok else SOME_FAILED
 
 
-@contextlib.contextmanager
-def _bar(title: str):
-    """A progress bar on standard error; what it gives is called with what is done and what there is in all."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def demo_data(options: Namespace) -> int:
+    """`sama demo-data`: make the demo's set."""
+    from sama.corpus.make import make
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stderr.isatty()) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def demo_data(options) -> int:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from sama import demo
-
-    if options.workers is not None and options.workers < 1:
-        return _fail(f"--workers must be more than 0; got {options.workers}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("images" if options.images else "clips", total=None)
-
-        def tell(done, total):
-            bar.update(task, completed=done, total=total)
-
-        try:
-            labels = demo.make(
-                options.folder, size=options.size, images=options.images, workers=options.workers, progress=tell
-            )
-        except _expected() as error:
-            return _fail(error)
+    check_positive(options, "workers")
+    with progress_bar("images" if options.images else "clips") as progress:
+        labels = make(
+            options.folder, size=options.size, images=options.images, workers=options.workers, progress=progress
+        )
     print(labels)
-    return 0
+    return OK
 
 
-def weights(options) -> int:
+def weights(options: Namespace) -> int:
+    """`sama weights`: what a checkpoint holds."""
     from sama.models import build
 
-    try:
-        built = build(options.weights)
-    except _expected() as error:
-        return _fail(error)
+    built = build(options.weights)
     print(built.report)
     for key, value in built.metadata.items():
         print(f"  {key}: {value}")
-    return 0
+    return OK
 
 
-def _model(options, paths):
-    """The model that the options ask for, described on standard error."""
+def load(options: Namespace, paths: Sequence[str]) -> QualityModel:
+    """The model that the options ask for, described on standard error. paths: whose kind random weights follow"""
     from sama.files import IMAGE_SUFFIXES, expand, suffix
     from sama.model import load_model, random_model
 
     settings = {"dtype": options.dtype, "compile": options.compile}
     if options.random_weights:
         files = [] if "-" in paths else expand(paths)  # standard input can be read once
-        kind = "image" if files and all(suffix(file) in IMAGE_SUFFIXES for file in files) else "video"
+        kind: Literal["video", "image"] = (
+            "image" if files and all(suffix(file) in IMAGE_SUFFIXES for file in files) else "video"
+        )
         model = random_model(kind, options.device, mode=options.mode or "sama", **settings)
     else:
         model = load_model(options.weights, options.device, mode=options.mode, **settings)
@@ -335,22 +315,12 @@ def _model(options, paths):
     return model
 
 
-def _expected() -> tuple[type[Exception], ...]:
-    """What a user can put right: said in a line, without a traceback."""
-    from sama.errors import CheckpointError, DecodeError, NoWeightsError, OutputError
-
-    return NoWeightsError, CheckpointError, OutputError, DecodeError, ValueError, OSError, ImportError
-
-
-def _fail(reason) -> int:
-    print(f"sama: {reason}", file=sys.stderr)
-    return 2
-
-
-def _version() -> str:
-    from sama import __version__
-
-    return __version__
+def check_positive(options: Namespace, *names: str) -> None:
+    """`InputError` where one of the options is given and not above 0."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise InputError(f"--{name} must be more than 0; got {value}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Which device is meant: one place that turns a user's word into a `torch.device` that exists."""
+"""Which device is meant: one place that turns a user's word into a `torch.device` that exists; streams of threads."""
 
 from __future__ import annotations
+
+import threading
 
 import torch
 
@@ -28,3 +30,20 @@ def pick_device(device: str | torch.device | None = "auto", *, numbered: bool = 
         if numbered and chosen.index is None:
             chosen = torch.device("cuda", torch.cuda.current_device())
     return chosen
+
+
+_of_thread = threading.local()
+
+
+def thread_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
+    """The CUDA stream that the calling thread keeps for a purpose on a device, made at the first call.
+
+    One per thread, not one per job: torch's allocator keeps freed memory apart for each stream that used it.
+    """
+    if not hasattr(_of_thread, "streams"):
+        _of_thread.streams = {}
+    streams = _of_thread.streams
+    key = device, purpose
+    if key not in streams:
+        streams[key] = torch.cuda.Stream(device)
+    return streams[key]

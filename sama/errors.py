@@ -5,6 +5,10 @@ Anything else that escapes is a bug of this project or of a library, and keeps i
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+AnyError = TypeVar("AnyError", bound=Exception)
+
 
 class SamaError(Exception):
     """Root of the exceptions that this project raises on purpose."""
@@ -14,7 +18,7 @@ class InputError(SamaError, ValueError):
     """An argument, option or setting that cannot be used: what was got, what was expected, what to do."""
 
 
-class DeviceError(SamaError, RuntimeError):
+class DeviceError(InputError, RuntimeError):
     """The device that was asked for is not there, or its memory is full."""
 
 
@@ -55,7 +59,7 @@ def reason(error: Exception) -> str:
     return error.reason if isinstance(error, DecodeError) else f"{type(error).__name__}: {error}"
 
 
-def without_traceback(error: Exception) -> Exception:
+def without_traceback(error: AnyError) -> AnyError:
     """The error without its traceback and causes, which would keep the frames of its job in memory."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)

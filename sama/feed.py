@@ -8,185 +8,36 @@
             batch.x, batch.labels, batch.names      # float32 [8, 3, 32, 224, 224], float32 [8], list of 8
 
 What is drawn for a file depends on the seed, the epoch and the file's number alone: any number of workers and ranks,
-and an epoch taken up again in its middle, give the same batches. A file that fails is left out of its batch and named.
+and an epoch resumed in its middle, give the same batches. A file that fails is left out of its batch and named.
 """
 
 from __future__ import annotations
 
 import os
-import queue
-import threading
-import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
-from sama.decode import Video, VideoInfo, open_video
+from sama.decode import DECODERS, Video, check_decoder, open_video
 from sama.decode.images import read_image
-from sama.errors import InputError, reason, without_traceback
+from sama.devices import thread_stream
+from sama.errors import InputError, reason
 from sama.files import check_kind
+from sama.kernels.layout import ceil_div
+from sama.plan import Draws
+from sama.prefetch import BEGUN, BUDGET_BYTES, Ended, Meter, Ticket, ahead
 from sama.sampler import ImageSampler, VideoSampler
 
-Job = TypeVar("Job")
-Item = TypeVar("Item")
-
-BUDGET_BYTES = 2 << 30  # of frames in decoders, at one time
-DECODER_FRAMES = 20  # a CPU decoder holds: the references of its codec, one frame a thread, and what is on its way
 MAX_WORKERS = 16
-BEGUN = object()
 
-
-@dataclass(frozen=True)
-class Ended:
-    """The end of a job: the error that ended it, if one did, and the seconds it worked, without waiting."""
-
-    error: Exception | None
-    seconds: float
-
-
-@dataclass
-class Meter:
-    """How long a consumer has waited for its producers, and since when it has been running; in seconds."""
-
-    waited: float = 0.0
-    running: float = 0.0
-
-    @property
-    def share(self) -> float:
-        """Part of the time that was spent waiting, 0..1."""
-        return self.waited / self.running if self.running else 0.0
-
-
-class Budget:
-    """Bytes that jobs may hold at one time. Jobs are numbered; the oldest is always let through, however large."""
-
-    def __init__(self, limit: int):
-        self.limit, self.used = limit, 0
-        self._active: set[int] = set()
-        self._changed = threading.Condition()
-
-    def enter(self, number: int):
-        with self._changed:
-            self._active.add(number)
-
-    def leave(self, number: int):
-        with self._changed:
-            self._active.discard(number)
-            self._changed.notify_all()
-
-    @contextmanager
-    def hold(self, number: int, size: int, stop: threading.Event):
-        """Wait until `size` bytes are free, keep them until the end of the block."""
-        with self._changed:
-            while not (self.used + size <= self.limit or number == min(self._active) or stop.is_set()):
-                self._changed.wait(0.2)
-            self.used += size
-        try:
-            yield
-        finally:
-            with self._changed:
-                self.used -= size
-                self._changed.notify_all()
-
-
-class Ticket:
-    """A job's place in the order; `hold(size)` waits until the job may keep that many bytes."""
-
-    def __init__(self, number: int, budget: Budget, stop: threading.Event):
-        self.number, self.budget, self.stop = number, budget, stop
-
-    def hold(self, size: int):
-        return self.budget.hold(self.number, size, self.stop)
-
-
-class _Started(Generic[Job, Item]):
-    def __init__(self, job: Job, items_ahead: int):
-        self.job = job
-        self.items: queue.Queue = queue.Queue(items_ahead)
-
-
-def ahead(
-    jobs: Iterable[Job],
-    produce: Callable[[Job, Ticket], Iterable[Item]],
-    *,
-    workers: int,
-    jobs_ahead: int,
-    items_ahead: int,
-    budget_bytes: int = BUDGET_BYTES,
-    meter: Meter | None = None,
-) -> Iterator[tuple[Job, Item | Ended | object]]:
-    """Run jobs in threads, ahead of whoever consumes what they produce.
-
-    Yields, in the order of the jobs, whatever the threads do: `(job, BEGUN)`, `(job, item)` for each item as soon as it
-    is there, `(job, Ended)`. At most `jobs_ahead` jobs are begun and not consumed, each at most `items_ahead` items
-    ahead. An error in a job ends that job alone. Closing the generator ends the threads.
-    """
-    stop, budget, meter = threading.Event(), Budget(budget_bytes), meter or Meter()
-    started: deque[_Started] = deque()
-    remaining = enumerate(jobs)
-    begun = time.perf_counter()
-
-    def begin(pool: ThreadPoolExecutor):
-        number, job = next(remaining, (None, None))
-        if number is not None:
-            started.append(_Started(job, items_ahead))
-            budget.enter(number)
-            pool.submit(_work, started[-1], produce, Ticket(number, budget, stop))
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        try:
-            for _ in range(max(jobs_ahead, workers)):
-                begin(pool)
-            while started:
-                current = started[0]
-                yield current.job, BEGUN
-                item = None
-                while not isinstance(item, Ended):
-                    waiting = time.perf_counter()
-                    item = current.items.get()
-                    meter.waited += time.perf_counter() - waiting
-                    meter.running += time.perf_counter() - begun
-                    begun = time.perf_counter()
-                    if isinstance(item, Ended):
-                        started.popleft()
-                        begin(pool)
-                    yield current.job, item
-        finally:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _work(started: _Started, produce: Callable[[Job, Ticket], Iterable[Item]], ticket: Ticket):
-    """Everything that a job produces into its queue, then how it ended."""
-    start, waited, error = time.perf_counter(), 0.0, None
-
-    def put(item):
-        nonlocal waited
-        began = time.perf_counter()
-        while not ticket.stop.is_set():
-            try:
-                started.items.put(item, timeout=0.2)
-                break
-            except queue.Full:
-                continue
-        waited += time.perf_counter() - began
-
-    try:
-        for item in produce(started.job, ticket):
-            if ticket.stop.is_set():
-                return
-            put(item)
-    except Exception as caught:
-        error = without_traceback(caught)
-    finally:
-        ticket.budget.leave(ticket.number)
-        put(Ended(error, time.perf_counter() - start - waited))
+ClipRequest = tuple[int, np.ndarray, Draws | None]  # number of the file, numbers of the frames, draws
+Finish = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -217,7 +68,7 @@ class Feed:
 
     files: paths of videos, or of images with an `ImageSampler`
     sampler: its output's dtype and layout are the batches'
-    labels: one a file
+    labels: one per file
     batch: files in a batch, over all ranks
     clip_len, num_clips, interval: as `sama.frame_indices`; of videos only
     train: draw the clip, the offsets, and for images flip and angle; shuffle files; leave out an incomplete last batch
@@ -226,9 +77,9 @@ class Feed:
     rank, ranks: this process takes its share of each batch; shares differ by one file where ranks do not divide it
     workers: files decoded at the same time; None is the number of cores, at most 16
     decoder: as `sama.open_video`
-    device: where x and labels are to be
-    budget_bytes: of decoded frames that may be held at one time; one file always may
-    ValueError for no files, a size below 1, or labels of another number.
+    device: of x and labels in a batch
+    budget_bytes: of decoded frames held at one time; one file is always let through, however large
+    InputError for no files, a size below 1, an unknown decoder, or a number of labels other than that of the files.
     """
 
     def __init__(
@@ -265,7 +116,9 @@ class Feed:
                 f"training on {ranks} ranks needs as many files, and batches as large; got {len(self.files)} files, "
                 f"batches of {batch}"
             )
+        check_decoder(decoder)
         self.images = isinstance(sampler, ImageSampler)
+        self.batched = not self.images and decoder != "auto" and DECODERS[decoder].batched
         if self.images and num_clips != 1:
             raise InputError(f"an image has one clip; got num_clips={num_clips}")
         self.sampler = sampler
@@ -281,7 +134,7 @@ class Feed:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return max(1, len(self.files) // self.batch) if self.train else -(-len(self.files) // self.batch)
+        return max(1, len(self.files) // self.batch) if self.train else ceil_div(len(self.files), self.batch)
 
     def batches(self, epoch: int = 0) -> list[np.ndarray]:
         """Numbers of this rank's files in every batch of an epoch, int64."""
@@ -295,29 +148,28 @@ class Feed:
         """Yield the batches of an epoch from number `start` on."""
         batches = self.batches(epoch)[start:]
         jobs = [job for numbers in batches for job in self._jobs(numbers)]
-        share = -(-self.batch // self.ranks)
+        share = ceil_div(self.batch, self.ranks)
+        self.sampler.prepare()  # compiling is no waiting for data
         produced = ahead(
             jobs,
             lambda job, ticket: self._produce(job, epoch, ticket),
-            workers=1 if self.decoder == "dali" else self.workers,
-            jobs_ahead=2 if self.decoder == "dali" else share + self.workers,
-            items_ahead=share if self.decoder == "dali" else 1,
+            workers=1 if self.batched else self.workers,
+            jobs_ahead=2 if self.batched else share + self.workers,
+            items_ahead=share if self.batched else 1,
             budget_bytes=self.budget_bytes,
             meter=self.meter,
         )
-        try:
+        with closing(produced):
             for index, numbers in enumerate(batches, start=start):
                 yield self._collect(index, numbers, produced)
-        finally:
-            produced.close()
 
     def _jobs(self, numbers: np.ndarray) -> list[tuple[int, ...]]:
         """What one thread does at a time: a file, or the whole batch for a decoder that takes batches."""
-        if self.decoder == "dali" and not self.images:
+        if self.batched:
             return [tuple(numbers.tolist())] if len(numbers) else []
         return [(number,) for number in numbers.tolist()]
 
-    def _collect(self, index: int, numbers: np.ndarray, produced) -> Batch:
+    def _collect(self, index: int, numbers: np.ndarray, produced: Iterator[tuple[tuple[int, ...], Any]]) -> Batch:
         """Take the files of one batch from what is produced."""
         found: dict[int, torch.Tensor] = {}
         failed: dict[int, str] = {}
@@ -346,56 +198,65 @@ class Feed:
             index=index,
         )
 
-    def _produce(self, job: tuple[int, ...], epoch: int, ticket: Ticket):
+    def _produce(
+        self, job: tuple[int, ...], epoch: int, ticket: Ticket
+    ) -> Iterator[tuple[int, torch.Tensor | BaseException]]:
         """Yield `(number, clips [num_clips, ...])`, or `(number, error)`, for the files of a job."""
         with _own_stream(self.device) as finish:
-            if self.decoder == "dali" and not self.images:
+            if self.batched:
                 yield from self._read_together(job, epoch, ticket, finish)
                 return
             for number in job:
                 yield number, finish(self._read(number, epoch, ticket))
 
-    def _read_together(self, job: tuple[int, ...], epoch: int, ticket: Ticket, finish):
+    def _read_together(
+        self, job: tuple[int, ...], epoch: int, ticket: Ticket, finish: Finish
+    ) -> Iterator[tuple[int, torch.Tensor | BaseException]]:
         """The files of a batch with DALI: as many clips in one call and one launch as the budget holds."""
         from sama.decode.dali import DaliDecoder, DaliVideo
 
+        assert isinstance(self.sampler, VideoSampler)
         decoder = DaliDecoder(self.device, threads=self.workers)
-        videos, todo, errors = {}, [], {}
+        videos: dict[int, DaliVideo] = {}
+        todo: list[ClipRequest] = []
+        errors: dict[int, Exception] = {}
         with ThreadPoolExecutor(self.workers) as pool:
-            opened = [pool.submit(DaliVideo, self.files[number], decoder=decoder) for number in job]
+            opened = [pool.submit(DaliVideo, self.files[number], dali=decoder) for number in job]
         for number, future in zip(job, opened):
-            if future.exception() is not None:
-                yield number, future.exception()
+            error = future.exception()
+            if error is not None:
+                yield number, error
                 continue
             video = videos[number] = future.result()
-            told = self.clip_len, self.num_clips, self.interval, self.train
-            clips = zip(*self.sampler.choose(video.info, *told, self._generator(number, epoch)))
-            todo += [(number, *clip) for clip in clips]
-            self.decoders["dali"] += 1
+            settings = self.clip_len, self.num_clips, self.interval, self.train
+            indices, draws = self.sampler.choose(video.info, *settings, self._generator(number, epoch))
+            todo += [(number, *clip) for clip in zip(indices, draws)]
+            self.decoders[video.decoder] += 1
         sampled: dict[int, list[torch.Tensor]] = {number: [] for number in videos}
         try:
             for part in self._parts(todo, videos):
-                with ticket.hold(sum(clip_bytes(videos[number].info, self.clip_len) for number, *_ in part)):
+                with ticket.hold(sum(videos[number].held_bytes(self.clip_len) for number, *_ in part)):
                     decoded = decoder.decode([(videos[number], indices) for number, indices, _ in part])
-                    good = [(clip, *entry) for clip, entry in zip(decoded, part) if not isinstance(clip, Exception)]
                     errors |= {n: clip for clip, (n, *_) in zip(decoded, part) if isinstance(clip, Exception)}
+                    good = [(clip, n, d) for clip, (n, _, d) in zip(decoded, part) if not isinstance(clip, Exception)]
                     if good:
-                        draws = [pair for *_, pair in good] if self.train else None
-                        x = finish(self.sampler([clip for clip, *_ in good], draws=draws))
-                        for (_, number, *_), one in zip(good, x):
+                        pairs = [pair for *_, pair in good if pair is not None] or None
+                        x = finish(self.sampler([clip for clip, *_ in good], draws=pairs))
+                        for (_, number, _), one in zip(good, x):
                             sampled[number].append(one)
                     del decoded, good
         finally:
             for video in videos.values():
                 video.close()
-        for number, clips in sampled.items():
-            yield number, errors[number] if number in errors else finish(torch.stack(clips))
+        for number, inputs in sampled.items():
+            yield number, errors[number] if number in errors else finish(torch.stack(inputs))
 
-    def _parts(self, todo: list[tuple], videos: dict[int, Video]) -> Iterator[list[tuple]]:
+    def _parts(self, todo: list[ClipRequest], videos: Mapping[int, Video]) -> Iterator[list[ClipRequest]]:
         """`todo` in pieces whose decoded frames the budget holds, though at least one clip each."""
-        part, size = [], 0
+        part: list[ClipRequest] = []
+        size = 0
         for entry in todo:
-            more = clip_bytes(videos[entry[0]].info, self.clip_len)
+            more = videos[entry[0]].held_bytes(self.clip_len)
             if part and size + more > self.budget_bytes:
                 yield part
                 part, size = [], 0
@@ -408,15 +269,15 @@ class Feed:
 
     def _read(self, number: int, epoch: int, ticket: Ticket) -> torch.Tensor:
         path, generator = self.files[number], self._generator(number, epoch)
-        if self.images:
+        if isinstance(self.sampler, ImageSampler):
             check_kind(path, "image")
             image = read_image(path)
             self.decoders["pillow"] += 1
             return self.sampler(image, train=self.train, generator=generator)
         check_kind(path, "video")
         with open_video(path, decoder=self.decoder, threads=self.threads, device=self.device) as video:
-            self.decoders[decoder_name(video)] += 1
-            with ticket.hold(held_bytes(video, self.clip_len)):
+            self.decoders[video.decoder] += 1
+            with ticket.hold(video.held_bytes(self.clip_len)):
                 return self.sampler.read_video(
                     video,
                     clip_len=self.clip_len,
@@ -428,13 +289,15 @@ class Feed:
 
 
 @contextmanager
-def _own_stream(device: torch.device):
-    """Work of this thread on a CUDA device in a stream of its own. Yields a function that brings a tensor to the device
-    and waits, in this thread only, until it is there."""
+def _own_stream(device: torch.device) -> Iterator[Finish]:
+    """Work of this thread on a CUDA device in the thread's own stream.
+
+    Yields a function that brings a tensor to the device and waits, in this thread only, until it is there.
+    """
     if device.type != "cuda":
         yield lambda x: x.to(device)
         return
-    stream = torch.cuda.Stream(device)
+    stream = thread_stream(device, "sampling")
 
     def finish(x: torch.Tensor) -> torch.Tensor:
         x = (x if x.is_cuda else x.pin_memory()).to(device, non_blocking=True)
@@ -443,22 +306,3 @@ def _own_stream(device: torch.device):
 
     with torch.cuda.stream(stream):
         yield finish
-
-
-def decoder_name(video: Video) -> str:
-    """The name, in `sama.decode.DECODERS`, of the decoder that a video was opened with."""
-    return type(video).__module__.rpartition(".")[2]
-
-
-def held_bytes(video: Video, clip_len: int) -> int:
-    """About how much memory the decoding of a video takes while it goes on."""
-    if decoder_name(video) != "pyav":
-        return clip_bytes(video.info, clip_len)
-    info = video.info
-    bytes_per_sample = 2 if any(mark in info.pix_fmt for mark in ("10", "12", "16")) else 1
-    return DECODER_FRAMES * info.width * info.height * 3 // 2 * bytes_per_sample
-
-
-def clip_bytes(info: VideoInfo, clip_len: int) -> int:
-    """Bytes of a clip in RGB."""
-    return clip_len * info.width * info.height * 3

@@ -63,7 +63,7 @@ def in_folder(folder: str, suffixes: frozenset[str]) -> list[str]:
     return found
 
 
-def check_kind(path: str | os.PathLike, kind: str):
+def check_kind(path: str | os.PathLike[str], kind: str) -> None:
     """`DecodeError` where a file's name says that it is an image and the model scores videos, or the reverse; one that
     may move can be either."""
     other, what = (IMAGE_SUFFIXES, "an image") if kind == "video" else (VIDEO_SUFFIXES, "a video")
@@ -71,7 +71,7 @@ def check_kind(path: str | os.PathLike, kind: str):
         raise DecodeError(os.fsdecode(path), f"is {what}; the model scores {kind}s")
 
 
-def suffix(path: str | os.PathLike) -> str:
+def suffix(path: str | os.PathLike[str]) -> str:
     return Path(path).suffix.lower()
 
 
@@ -82,7 +82,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def replace_file(path: str | os.PathLike, content: bytes) -> None:
+def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file so that at any moment either the old or the new content is there, whole.
 
     `OutputError` where it cannot be written, on a full disk for one; the old content is kept then.

@@ -42,7 +42,7 @@ class Frame:
     full_range: bool = False
     correction: Correction | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self, [tuple(plane.shape) for plane in self.planes])
 
     @property
@@ -71,7 +71,7 @@ class Clip:
     full_range: bool = False
     correction: Correction | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         shapes = [tuple(plane.shape) for plane in self.planes]
         if len({shape[:1] for shape in shapes}) != 1 or not shapes[0] or shapes[0][0] == 0:
             raise InputError(f"a clip needs planes with the same number of frames, at least 1; got shapes {shapes}")
@@ -99,7 +99,7 @@ def _channels(pictures: Frame | Clip) -> tuple[Plane, ...]:
     return pictures.planes
 
 
-def _check(pictures: Frame | Clip, got: list[tuple[int, ...]]):
+def _check(pictures: Frame | Clip, got: list[tuple[int, ...]]) -> None:
     layout, matrix = pictures.layout, pictures.matrix
     if layout not in LAYOUTS:
         raise InputError(f"unknown frame layout {layout!r}; known: {', '.join(LAYOUTS)}")

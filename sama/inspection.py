@@ -8,13 +8,12 @@ import warnings
 import numpy as np
 import torch
 
+from sama.backends import MEAN, STD
 from sama.decode import open_video
 from sama.decode.images import read_image
 from sama.files import check_kind, printable
 from sama.kernels import reference
 from sama.model import QualityModel
-from sama.sampler import MEAN, STD
-from sama.score import describe
 
 COLORS = "RdYlGn"  # low quality red, high green
 
@@ -62,7 +61,7 @@ def draw(
     mos, scale = model.mos(float(np.mean(values)))
     calibrated = f", {mos:.2f} on the scale of {scale}" if mos is not None else ""
     name = printable(os.path.basename(os.fsdecode(path)))
-    title = f"{name}: {np.mean(values):.4f}{calibrated}\n{model.name}; {describe(model, every_seconds)}"
+    title = f"{name}: {np.mean(values):.4f}{calibrated}\n{model.name}; {model.describe(every_seconds)}"
     figure.suptitle(title, fontsize=9, parse_math=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # of names in other scripts

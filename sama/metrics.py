@@ -11,6 +11,7 @@ of constant predictions or labels, do not exist: all four metrics are NaN then, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, fields
 
@@ -88,7 +89,8 @@ def logistic(x: ArrayLike, beta: Sequence[float]) -> np.ndarray:
     from scipy.special import expit
 
     top, bottom, middle, width = beta
-    return bottom + (top - bottom) * expit((np.asarray(x, float) - middle) / abs(width))
+    y: np.ndarray = bottom + (top - bottom) * expit((np.asarray(x, float) - middle) / abs(width))
+    return y
 
 
 def logistic_fit(prediction: ArrayLike, mos: ArrayLike) -> LogisticFit:
@@ -134,7 +136,8 @@ def logistic_fit(prediction: ArrayLike, mos: ArrayLike) -> LogisticFit:
     if top < bottom:
         note = "; ".join(filter(None, [note, "the curve falls: higher predictions go with lower labels"]))
     scaled = low + spread * top, low + spread * bottom, center + unit * middle, unit * width
-    return LogisticFit(tuple(map(float, scaled)), note)
+    top, bottom, middle, width = map(float, scaled)
+    return LogisticFit((top, bottom, middle, width), note)
 
 
 def linear_fit(prediction: ArrayLike, mos: ArrayLike) -> tuple[float, float]:
@@ -198,7 +201,7 @@ def published_best(history: Sequence[Metrics]) -> Metrics:
         raise InputError("no epochs to choose from")
     best = {}
     for name in NAMES:
-        values = [value for result in history if (value := getattr(result, name)) == value]
+        values = [value for result in history if not math.isnan(value := getattr(result, name))]
         best[name] = (min if name == "rmse" else max)(values, default=float("nan"))
     return Metrics(**best)
 

@@ -11,17 +11,21 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
+from sama.decode import open_video
+from sama.decode.images import read_image
 from sama.devices import pick_device
 from sama.errors import InputError, NoWeightsError
-from sama.kernels.layout import PATCH
+from sama.files import check_kind
+from sama.kernels.layout import OutputLayout, fits_patches
+from sama.models import ImageQuality, LoadReport, VideoQuality
 from sama.plan import frame_indices
 from sama.sampler import ImageSampler, VideoSampler
 
@@ -62,7 +66,7 @@ class Result:
 
 
 def load_model(
-    weights: str | os.PathLike | None = None,
+    weights: str | os.PathLike[str] | None = None,
     device: str = "auto",
     *,
     mode: str | None = None,
@@ -103,34 +107,66 @@ def load_model(
     return QualityModel(built.model, built.metadata, name, device, dtype=dtype, compile=compile, report=built.report)
 
 
-def random_model(kind: str = "video", device: str = "auto", *, mode: str = "sama", **options) -> QualityModel:
-    """A model with random weights (always the same ones), to try things out; its name says that scores mean nothing."""
-    from sama.models import ImageQuality, VideoQuality
-    from sama.models.weights import SETTINGS
+def score(
+    source: str | os.PathLike[str] | np.ndarray | torch.Tensor,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    every_seconds: float | None = None,
+    fps: float | None = None,
+    decoder: str = "auto",
+) -> Result:
+    """Score one file, or pixels, in one call: `load_model(weights, device).score(source, ...)`.
+
+    r = sama.score("video.mp4")
+    r.score, r.clips, r.timeline
+
+    A model is loaded at every call; to score several files, load it once with `load_model`, or use `sama score`.
+    """
+    return load_model(weights, device).score(source, every_seconds=every_seconds, fps=fps, decoder=decoder)
+
+
+def random_model(
+    kind: Literal["video", "image"] = "video", device: str = "auto", *, mode: str = "sama", **options: Any
+) -> QualityModel:
+    """A model with random weights (always the same ones), to try things out; its name says that scores mean nothing.
+
+    options: `dtype` and `compile`, as for `load_model`
+    """
+    from sama.models.checkpoints import MODELS, SETTINGS
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = {"video": VideoQuality, "image": ImageQuality}[kind]("tiny")
+        module = MODELS[kind]("tiny")
     metadata = {**SETTINGS[kind], "kind": kind, "mode": mode}
     return QualityModel(module.eval(), metadata, "RANDOM WEIGHTS, scores mean nothing", device, **options)
 
 
-def digest(path: str | os.PathLike) -> str:
+def digest(path: str | os.PathLike[str]) -> str:
     """The first 12 digits of a file's SHA-256."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 class QualityModel:
-    """A network, its sampler, and a device. See `load_model`.
+    """A network, its sampler, and a device: what scores files. `load_model` makes one.
 
-    module: `VideoQuality` or `ImageQuality` in evaluation mode; metadata: as `sama.models.build` gives it
-    name: what scores are attributed to
+    module: in evaluation mode; metadata: as `sama.models.build` gives it
+    name: what scores are attributed to; report: what became of the checkpoint's weights
+    device, dtype, compile: as for `load_model`
     """
 
     def __init__(
-        self, module, metadata: dict[str, Any], name, device="auto", *, dtype="float32", compile=False, report=None
-    ):
+        self,
+        module: VideoQuality | ImageQuality,
+        metadata: dict[str, Any],
+        name: str,
+        device: str | torch.device = "auto",
+        *,
+        dtype: str = "float32",
+        compile: bool = False,
+        report: LoadReport | None = None,
+    ) -> None:
         if dtype not in DTYPES:
             raise InputError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
         self.device = pick_device(device)
@@ -142,25 +178,46 @@ class QualityModel:
             self.module.compile()
         self.metadata, self.name, self.report = metadata, name, report
         self.dtype, self.compiled = DTYPES[dtype], compile
-        settings = {"grid": tuple(metadata["grid"]), "fragment": tuple(metadata["fragment"])}
+        grid, fragment = tuple(metadata["grid"]), tuple(metadata["fragment"])
+        self.sampler: VideoSampler | ImageSampler
         if self.kind == "image":
-            self.sampler = ImageSampler(metadata["mode"], **settings)
+            self.sampler = ImageSampler(metadata["mode"], grid, fragment)
         else:
-            fits = self.clip_len % PATCH[0] == 0 and all(size % PATCH[1] == 0 for size in settings["fragment"])
-            self.sampler = VideoSampler(metadata["mode"], **settings, layout="patches" if fits else "video")
+            layout: OutputLayout = "patches" if fits_patches(self.clip_len, fragment) else "video"
+            self.sampler = VideoSampler(metadata["mode"], grid, fragment, layout=layout)
+
+    def __repr__(self) -> str:
+        scale = f", calibrated to {self.scale}" if self.scale else ""
+        return f"<QualityModel for {self.kind}s: {self.name}; {self.settings}; on {self.device}{scale}>"
 
     @property
-    def kind(self) -> str:
-        """ "video" or "image"."""
-        return self.metadata["kind"]
+    def kind(self) -> Literal["video", "image"]:
+        """What the model scores."""
+        return "image" if self.metadata["kind"] == "image" else "video"
 
     @property
     def clip_len(self) -> int:
-        return self.metadata["clip_len"]
+        """Frames of a clip."""
+        return int(self.metadata["clip_len"])
+
+    @property
+    def scale(self) -> str | None:
+        """The name of the labels' scale that the checkpoint is calibrated to, if any."""
+        calibration = self.metadata.get("calibration")
+        return calibration["scale"] if calibration else None
+
+    @property
+    def default_batch(self) -> int:
+        """Clips that go through the model at once unless the user says otherwise: 1 on a CPU, 8 on a GPU."""
+        return 1 if self.device.type == "cpu" else 8
+
+    def describe(self, every_seconds: float | None = None) -> str:
+        """What a score depends on beside the weights, in one line. every_seconds: as in `score`"""
+        return self.settings if every_seconds is None else f"{self.settings}, one clip every {every_seconds:g} s"
 
     @property
     def settings(self) -> str:
-        """What else a score depends on, in a line."""
+        """Sampling mode, clips and precision, in one line."""
         dtype = str(self.dtype).removeprefix("torch.") + (", compiled" if self.compiled else "")
         if self.kind == "image":
             return f"{self.metadata['mode']}, {dtype}"
@@ -188,16 +245,24 @@ class QualityModel:
             return frame_indices(num_frames, data["clip_len"], clips, data["interval"]).reshape(clips, data["clip_len"])
         if not 0 < every_seconds < math.inf:
             raise InputError(f"windows must be longer than 0 seconds; got {every_seconds}")
+        if seconds is None:
+            raise InputError("every_seconds needs the time of every frame; got none")
         windows = np.floor(seconds / every_seconds)  # of each frame; a gap in time leaves windows without a clip
         edges = np.concatenate([[0], np.flatnonzero(np.diff(windows)) + 1, [num_frames]])
         span = data["clip_len"] * data["interval"]  # a clip longer than its window goes on beyond it
         starts = edges[:-1] + np.maximum(0, np.diff(edges) - span) // 2
         starts = np.unique(np.minimum(starts, max(0, num_frames - span)))
-        return np.minimum(starts[:, None] + np.arange(data["clip_len"]) * data["interval"], num_frames - 1)
+        indices: np.ndarray = starts[:, None] + np.arange(data["clip_len"]) * data["interval"]
+        return np.minimum(indices, num_frames - 1)
 
     def sample(self, video: Video, every_seconds: float | None = None) -> tuple[np.ndarray, Iterator[torch.Tensor]]:
-        """The clips of an open video: the time of each one's middle frame, float64 seconds, and the sampled clips, one
-        after the other as they are decoded."""
+        """The sampled clips of an open video, and their times.
+
+        Returns the time of the middle frame of each clip, float64 [clips] in seconds, and an iterator over the clips,
+        each as soon as it is decoded, in the layout of the sampler. `InputError` for an image model.
+        """
+        if not isinstance(self.sampler, VideoSampler):
+            raise InputError(f"{self.name} scores images; got the video {video.info.path}")
         all_seconds = video.seconds(range(video.info.num_frames)) if every_seconds is not None else None
         indices = self.clip_indices(video.info.num_frames, all_seconds, every_seconds)
         middles = video.seconds(indices[:, self.clip_len // 2].tolist())
@@ -205,18 +270,18 @@ class QualityModel:
 
     @torch.inference_mode()
     def token_maps(self, samples: torch.Tensor) -> torch.Tensor:
-        """The model's values on the tokens, float32 on the CPU: [B, T/2, h, w] for clips, [B, h, w] for images."""
+        """The values of the model on its tokens, float32 on the CPU: [B, T/2, h, w] of clips, [B, h, w] of images."""
         samples = samples.to(self.device, non_blocking=True)
         autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
         with autocast:
-            tokens = self.module(samples)
+            tokens: torch.Tensor = self.module(samples)
         if self.kind == "video":
             return tokens[:, 0].float().cpu()
         side = round(tokens.shape[1] ** 0.5)
         return tokens.float().cpu().unflatten(1, (side, side))
 
     def values(self, samples: Sequence[torch.Tensor], batch: int | None = None) -> list[float]:
-        """One score for each sample. With `batch`, the batch is filled up to it, so that its shape never changes."""
+        """One score for each sample. With `batch`, fewer samples are padded to it, so that the shape never changes."""
         if len({sample.device for sample in samples}) > 1:  # some files were decoded on the GPU, some were not
             samples = [sample.to(self.device) for sample in samples]
         stacked = torch.stack(list(samples))
@@ -244,15 +309,15 @@ class QualityModel:
             raise InputError(f"unknown calibration {calibration['kind']!r}; known: linear, logistic")
         return float(value), calibration["scale"]
 
-    def result(self, values: Sequence[float], seconds: Sequence[float], frames: int, width: int, height: int) -> Result:
-        """Put the scores of the clips together."""
+    def result(self, values: Sequence[float], seconds: Iterable[float], frames: int, width: int, height: int) -> Result:
+        """The result of a file. values: scores of its clips; seconds: times of their middle frames, or none"""
         score = float(np.mean(values))
         mos, scale = self.mos(score)
         return Result(score, tuple(values), tuple(zip(map(float, seconds), values)), frames, width, height, mos, scale)
 
     def score(
         self,
-        source: str | os.PathLike | np.ndarray | torch.Tensor,
+        source: str | os.PathLike[str] | np.ndarray | torch.Tensor,
         *,
         every_seconds: float | None = None,
         fps: float | None = None,
@@ -260,25 +325,25 @@ class QualityModel:
     ) -> Result:
         """Score a file, or pixels: uint8 [T, H, W, 3] for a video model, [H, W, 3] for an image model.
 
-        every_seconds: one clip in each window of this length instead of the published few for the whole video; memory
-            does not grow with the length. fps: of an array, for its timeline
+        every_seconds: score one clip in each window of this length instead of the published few of the whole video;
+            memory does not grow with the length
+        fps: frames per second of pixels, for their timeline; decoder: as for `sama.open_video`
         `sama.DecodeError` for a file that cannot be read, or is a video for an image model, or the reverse.
         """
         if isinstance(source, np.ndarray | torch.Tensor):
             return self._score_pixels(source, every_seconds, fps)
+        check_kind(source, self.kind)
         if self.kind == "image":
-            from sama.decode.images import read_image
-
             return self._score_pixels(read_image(source), None, None)
-        from sama.decode import open_video
-
         with open_video(source, decoder=decoder, device=self.device) as video:
             seconds, clips = self.sample(video, every_seconds)
             values = [value for clip in clips for value in self.values([clip], 1)]
             info = video.info
             return self.result(values, seconds, info.num_frames, info.width, info.height)
 
-    def _score_pixels(self, pixels, every_seconds, fps) -> Result:
+    def _score_pixels(
+        self, pixels: np.ndarray | torch.Tensor, every_seconds: float | None, fps: float | None
+    ) -> Result:
         if self.kind == "image":
             values = self.values(list(self.sampler(pixels)), 1)
             return self.result(values, [], 1, pixels.shape[1], pixels.shape[0])
@@ -289,5 +354,5 @@ class QualityModel:
         seconds = np.arange(len(pixels)) / fps if fps else None
         indices = self.clip_indices(len(pixels), seconds, every_seconds)
         values = [value for clip in indices for value in self.values([self.sampler(pixels[clip])[0]], 1)]
-        middles = seconds[indices[:, self.clip_len // 2]] if fps else []
+        middles = [] if seconds is None else seconds[indices[:, self.clip_len // 2]].tolist()
         return self.result(values, middles, len(pixels), pixels.shape[2], pixels.shape[1])

@@ -1,4 +1,6 @@
-"""Which source pixel every input pixel comes from: the only place where anything is scheduled, rounded or drawn.
+"""The plan: which source pixel each pixel of the model's input comes from.
+
+Everything that is scheduled, rounded or drawn at random is so here, and nowhere else.
 
     source H x W ──scale s──> level h x w ──cut into Gh x Gw cells──> one fragment fh x fw from each cell
 
@@ -9,7 +11,7 @@
         ├──────┼──────┼──   ───────>      │1,0 │1,1 │
         │ ┌──┐ │ ┌──┐ │                   ├────┼────┼──
 
-A pixel of the input is four taps of one source frame, around `step * (origin + pixel + 0.5) - 0.5` on each axis.
+A pixel of the input blends four taps of one source frame, around `step * (origin + pixel + 0.5) - 0.5` on each axis.
 Section numbers are those of the paper (arXiv 2401.02614).
 """
 
@@ -19,32 +21,36 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from sama.errors import InputError
+from sama.kernels.layout import PATCH, ceil_div
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import TypeIs
 
-    Generator = np.random.Generator | torch.Generator | int | None
+    Generator: TypeAlias = np.random.Generator | torch.Generator | int | None
 
-Draws = tuple[np.ndarray, np.ndarray]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Draws: TypeAlias = tuple[Array, Array]
+Pair: TypeAlias = tuple[int, int]  # vertical, horizontal
 
-SCALE_STEP_FRAMES = 2  # the model's temporal patch: neighbouring frames that share a scale
-MASK_PATCH = 4  # the model's spatial patch: the cell of the patch mask, in pixels
+SCALE_STEP_FRAMES = PATCH[0]  # neighbouring frames that share a scale
+MASK_CELL = PATCH[1:]  # of the patch mask, in pixels
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """One way to pack the pyramid: where the scales come from and how two levels share a frame.
+    """One way to pack the pyramid into a clip: the scales of its frames, and how two levels share a frame.
 
-    schedule: number of scales from 1 to 1/ratio, one per scale step, then again from the start;
+    schedule: number of scales from 1 to 1/ratio, one per scale step, repeated from the start when they are used up;
         "thumbnail" is 1/ratio alone, "alternate" is 1 and 1/ratio in turn, 1 is full resolution alone
-    mask: which pixels come from full resolution instead: none, whole fragments, or patches, as a chequerboard
+    mask: pixels that come from full resolution instead, as a chequerboard: none, of whole fragments, or of patches
     integer_draws: offsets are drawn as whole pixels, not as fractions of the free space
-    truncates: enlarged small sources go through uint8 before they are normalised
+    truncates: pixels of enlarged small sources are truncated to uint8 before they are normalised
     """
 
     schedule: int | Literal["thumbnail", "alternate"]
@@ -52,8 +58,8 @@ class Mode:
     integer_draws: bool = False
     truncates: bool = False
 
-    def scales(self, ratio: float) -> np.ndarray:
-        """float64 scales of one period, in (0, 1]."""
+    def scales(self, ratio: float) -> Array:
+        """Scales of one period, float64, in (0, 1]; `ratio` is that of the source to the input, at least 1."""
         if self.schedule == "thumbnail":
             return np.array([1 / ratio])
         if self.schedule == "alternate":
@@ -68,7 +74,7 @@ VIDEO_MODES = {
     "sama-swm": Mode(16, mask="window"),
     "sama-spm": Mode(16, mask="patch"),
     "fragments": Mode(1, integer_draws=True, truncates=True),
-    "resize": Mode("thumbnail"),  # not of the paper: with grid (1, 1), plain resizing and a centre crop, to compare
+    "resize": Mode("thumbnail"),  # not in the paper: with grid (1, 1) plain resizing and a centre crop, for comparisons
 }
 IMAGE_MODES = {
     "sama": Mode("thumbnail", mask="window"),
@@ -79,7 +85,7 @@ ALIASES = {"sama+swm": "sama-swm", "sama+spm": "sama-spm"}
 
 
 def resolve_mode(name: str, modes: dict[str, Mode]) -> str:
-    """The canonical name of a mode; ValueError that lists the known ones otherwise."""
+    """The canonical name of a mode or an alias; `InputError` for an unknown one."""
     canonical = ALIASES.get(name, name)
     if canonical not in modes:
         raise InputError(f"unknown mode {name!r}; known modes: {', '.join(modes)}")
@@ -88,8 +94,8 @@ def resolve_mode(name: str, modes: dict[str, Mode]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Warp:
-    """Flip, then rotation about the centre, of an image that is never built: a tap at `(y, x)` of the turned image is
-    the nearest pixel of the source, or 0 outside it.
+    """Flip, then rotation about the centre, of an image. The turned image is never built: a tap at its `(y, x)` is the
+    nearest pixel of the source, or 0 outside it.
 
     angle: degrees counter-clockwise, as `torchvision.transforms.functional.rotate`
     matrix: float32 [2, 2], from centred pixel coordinates (x, y) to coordinates in [-1, 1] of the flipped source
@@ -97,10 +103,11 @@ class Warp:
 
     flip: bool
     angle: float
-    matrix: np.ndarray
+    matrix: Array
 
     @classmethod
     def of(cls, *, flip: bool, angle: float, height: int, width: int) -> Warp:
+        """The warp of a source of `height` x `width` pixels; `InputError` for an angle that is not finite."""
         if not math.isfinite(angle):
             raise InputError(f"angle must be finite, in degrees; got {angle}")
         radians = math.radians(angle)
@@ -112,41 +119,42 @@ class Warp:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """Everything a kernel follows to sample one clip of one source size; kernels round nothing themselves.
+    """All that a kernel needs to sample one clip from sources of one size; kernels round nothing themselves.
 
-    A slot is one level of the pyramid with one run's draws; S of them.
+    A slot is one level of the pyramid with the draws of one run of frames. There are S slots.
 
     levels   int32 [S, 2]           height and width of the level
     steps    float32 [S, 2]         source pixels per level pixel, vertically and horizontally
     origins  int32 [S, Gh, Gw, 2]   top left corner (y, x) of each fragment on the level
-    slots    int32 [T, 2]           slot of frame t for mask bit 0 and for mask bit 1
+    slots    int32 [T, 2]           slots of frame t for mask bits 0 and 1
     mask_cell                       mask bit of pixel (y, x): `(y // cell[0] + x // cell[1]) % 2 == 0`
     truncate                        floor the blend to an integer before it is normalised
-    warp                            images only: flip and rotation before everything else
+    warp                            images only: flip and rotation of the source, before everything else
     """
 
     height: int
     width: int
-    grid: tuple[int, int]
-    fragment: tuple[int, int]
-    levels: np.ndarray
-    steps: np.ndarray
-    origins: np.ndarray
-    slots: np.ndarray
-    mask_cell: tuple[int, int]
+    grid: Pair
+    fragment: Pair
+    levels: Array
+    steps: Array
+    origins: Array
+    slots: Array
+    mask_cell: Pair
     truncate: bool = False
     warp: Warp | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for array in (self.levels, self.steps, self.origins, self.slots):
             array.setflags(write=False)
 
     @property
     def frames(self) -> int:
+        """Frames of the clip."""
         return len(self.slots)
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Pair:
         """Height and width of the input, in pixels."""
         return self.grid[0] * self.fragment[0], self.grid[1] * self.fragment[1]
 
@@ -164,12 +172,13 @@ def frame_indices(
     train: bool = False,
     offsets: Sequence[int] | None = None,
     generator: Generator = None,
-) -> np.ndarray:
+) -> Array:
     """Which frames of a video make its clips: int64 [num_clips * clip_len], clip after clip.
 
-    The video is cut into `num_clips` equal segments; each clip is `clip_len` indices, `interval` apart, from a start
-    in its segment: centred in evaluation, drawn in training (`offsets`, one a segment, in place of the draw). An index
-    past the end becomes the last frame. ValueError where there is no frame or a size is below 1.
+    The video is cut into `num_clips` segments of equal length, one per clip. A clip is `clip_len` frames, `interval`
+    frames apart. It is centred in its segment in evaluation and starts at random in training; `offsets` gives the
+    starts within the segments instead. An index past the end of the video becomes the last frame.
+    `InputError` where there is no frame, and for a number below 1 or offsets of the wrong number.
     """
     for name, value in (("num_frames", num_frames), ("clip_len", clip_len), ("num_clips", num_clips)):
         if value < 1:
@@ -179,15 +188,15 @@ def frame_indices(
     segment = num_frames // num_clips
     spare = segment - clip_len * interval
     if offsets is not None:
-        offsets = np.asarray(offsets, np.int64)
-        if offsets.shape != (num_clips,) or (offsets < 0).any():
-            raise InputError(f"offsets must be {num_clips} frame numbers from 0 on, one a clip; got {offsets.tolist()}")
+        first = np.asarray(offsets, np.int64)
+        if first.shape != (num_clips,) or (first < 0).any():
+            raise InputError(f"offsets must be {num_clips} frame numbers from 0 on, one a clip; got {first.tolist()}")
     elif train:
-        offsets = _integers(generator, max(1, spare), (num_clips,))
+        first = _integers(generator, max(1, spare), (num_clips,))
     else:
-        offsets = np.full(num_clips, max(0, spare) // 2)
-    starts = np.arange(num_clips) * segment + offsets
-    indices = starts[:, None] + np.arange(clip_len) * interval
+        first = np.full(num_clips, max(0, spare) // 2)
+    starts = np.arange(num_clips) * segment + first
+    indices: Array = starts[:, None] + np.arange(clip_len) * interval
     return np.minimum(indices, num_frames - 1).reshape(-1).astype(np.int64)
 
 
@@ -197,26 +206,27 @@ def plan_video(
     width: int,
     frames: int = 32,
     *,
-    grid: tuple[int, int] = (7, 7),
-    fragment: tuple[int, int] = (32, 32),
+    grid: Pair = (7, 7),
+    fragment: Pair = (32, 32),
     aligned: int = 32,
     draws: Draws | None = None,
 ) -> Plan:
     """Plan a clip of `frames` frames of `height` x `width` pixels (section "Scaling and masking").
 
-    draws: `(u, v)`, each [Gh, Gw, ceil(frames / aligned)]: vertical and horizontal position of every fragment in its
-    cell, uniforms in [0, 1), whole pixels for "fragments". None is the centre, as in evaluation.
-    ValueError for an unknown mode, a size below 1, or draws of the wrong shape or range.
+    aligned: frames that share their draws (a run); all slots of a run show the same place
+    draws: `(u, v)`, each [Gh, Gw, ceil(frames / aligned)]: vertical and horizontal place of every fragment in its
+        cell, as uniforms in [0, 1), as whole pixels for "fragments"; None is the centre, as in evaluation
+    `InputError` for an unknown mode, a size below 1, or draws of the wrong shape or range.
     """
     mode = resolve_mode(mode, VIDEO_MODES)
-    geometry = (mode, _size("source", height, width), _size("grid", *grid), _size("fragment", *fragment), aligned)
+    source, grid, fragment = _size("source", height, width), _size("grid", *grid), _size("fragment", *fragment)
     if aligned < 1:
         raise InputError(f"aligned must be at least 1 frame; got {aligned}")
     if frames < 1:
         raise InputError(f"a clip needs at least 1 frame; got {frames}")
     if draws is None:
-        return _centred_plan("video", *geometry, frames)
-    return _plan(VIDEO_MODES[mode], *geometry[1:], frames, draws)
+        return _centred_plan("video", mode, source, grid, fragment, aligned, frames)
+    return _plan(VIDEO_MODES[mode], source, grid, fragment, aligned, frames, draws)
 
 
 def plan_image(
@@ -224,26 +234,29 @@ def plan_image(
     height: int,
     width: int,
     *,
-    grid: tuple[int, int] = (8, 8),
-    fragment: tuple[int, int] = (32, 32),
+    grid: Pair = (8, 8),
+    fragment: Pair = (32, 32),
     draws: Draws | None = None,
     flip: bool = False,
     angle: float | None = None,
 ) -> Plan:
-    """Plan an image as a clip of one frame; draws [Gh, Gw] as in `plan_video`, whole pixels for "fragment".
+    """Plan an image of `height` x `width` pixels as a clip of one frame.
 
-    flip, angle (degrees counter-clockwise): the augmentation of training, applied before the sampling.
+    draws: `(u, v)` as in `plan_video`, each [Gh, Gw], as whole pixels for "fragment"
+    flip, angle (degrees counter-clockwise): the augmentation of training, applied before the sampling
+    `InputError` as in `plan_video`, and for an angle that is not finite.
     """
     mode = resolve_mode(mode, IMAGE_MODES)
-    geometry = (mode, _size("source", height, width), _size("grid", *grid), _size("fragment", *fragment), 1)
+    source, grid, fragment = _size("source", height, width), _size("grid", *grid), _size("fragment", *fragment)
     warp = None
     if flip or angle:
         warp = Warp.of(flip=flip, angle=angle or 0.0, height=height, width=width)
     if draws is None and warp is None:
-        return _centred_plan("image", *geometry, 1)
+        return _centred_plan("image", mode, source, grid, fragment, 1, 1)
     if draws is not None:
-        draws = tuple(axis[..., None] if np.ndim(axis) == 2 else axis for axis in draws)
-    return _plan(IMAGE_MODES[mode], *geometry[1:], 1, draws, warp)
+        u, v = (axis[..., None] if np.ndim(axis) == 2 else axis for axis in draws)
+        draws = u, v
+    return _plan(IMAGE_MODES[mode], source, grid, fragment, 1, 1, draws, warp)
 
 
 def draw_video(
@@ -252,14 +265,14 @@ def draw_video(
     width: int,
     frames: int = 32,
     *,
-    grid: tuple[int, int] = (7, 7),
-    fragment: tuple[int, int] = (32, 32),
+    grid: Pair = (7, 7),
+    fragment: Pair = (32, 32),
     aligned: int = 32,
     generator: Generator = None,
 ) -> Draws:
     """Training draws `(u, v)` for `plan_video`: float32 [Gh, Gw, runs] in [0, 1), int64 for "fragments"."""
     mode = resolve_mode(mode, VIDEO_MODES)
-    return _draw(VIDEO_MODES[mode], height, width, grid, fragment, -(-frames // aligned), generator)
+    return _draw(VIDEO_MODES[mode], height, width, grid, fragment, ceil_div(frames, aligned), generator)
 
 
 def draw_image(
@@ -267,8 +280,8 @@ def draw_image(
     height: int,
     width: int,
     *,
-    grid: tuple[int, int] = (8, 8),
-    fragment: tuple[int, int] = (32, 32),
+    grid: Pair = (8, 8),
+    fragment: Pair = (32, 32),
     generator: Generator = None,
 ) -> Draws:
     """Training draws `(u, v)` for `plan_image`: float32 [Gh, Gw] in [0, 1), int64 for "fragment"."""
@@ -283,15 +296,16 @@ def draw_flip_angle(generator: Generator = None) -> tuple[bool, float]:
     return bool(flip < 0.5), float(angle * 90 - 45)
 
 
-def _size(name: str, height: int, width: int) -> tuple[int, int]:
+def _size(name: str, height: int, width: int) -> Pair:
+    """`(height, width)`; `InputError` that names it where one is below 1."""
     if height < 1 or width < 1:
         raise InputError(f"{name} must be at least 1x1 (height x width); got {height}x{width}")
     return int(height), int(width)
 
 
-def _levels(mode: Mode, size: tuple[int, int], target: tuple[int, int]) -> tuple[np.ndarray, bool]:
-    """Level sizes, int64 [L, 2]: those of the schedule, then full resolution where a mask needs it; and whether the
-    source is smaller than the target, so that all of them are the one enlarged size."""
+def _levels(mode: Mode, size: Pair, target: Pair) -> tuple[Array, bool]:
+    """Sizes of the levels, int64 [L, 2]: those of the schedule, then full resolution if a mask needs it. And whether
+    the source is smaller than the target; the one level is then the enlarged source."""
     ratio = min(size[0] / target[0], size[1] / target[1])
     if ratio < 1:
         return np.rint([[size[0] / ratio, size[1] / ratio]]).astype(np.int64), True
@@ -301,13 +315,14 @@ def _levels(mode: Mode, size: tuple[int, int], target: tuple[int, int]) -> tuple
     return np.rint(np.multiply.outer(scales, size)).astype(np.int64), False
 
 
-def _free(levels: np.ndarray, grid: tuple[int, int], fragment: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Cell size and the room a fragment has in its cell, both [L, 2]."""
+def _free(levels: Array, grid: Pair, fragment: Pair) -> tuple[Array, Array]:
+    """Size of a cell, and the room that a fragment has in it, both [L, 2]."""
     cells = levels // np.array(grid)
     return cells, cells - np.array(fragment)
 
 
-def _draw(mode, height, width, grid, fragment, runs, generator) -> Draws:
+def _draw(mode: Mode, height: int, width: int, grid: Pair, fragment: Pair, runs: int, generator: Generator) -> Draws:
+    """Draws `(u, v)`, each [Gh, Gw, runs]."""
     shape = (*_size("grid", *grid), runs)
     if not mode.integer_draws:
         u, v = _uniform(generator, (2, *shape))
@@ -319,11 +334,20 @@ def _draw(mode, height, width, grid, fragment, runs, generator) -> Draws:
     return _integers(generator, free_y, shape), _integers(generator, free_x, shape)
 
 
-def _plan(mode, size, grid, fragment, aligned, frames, draws, warp=None) -> Plan:
+def _plan(
+    mode: Mode,
+    size: Pair,
+    grid: Pair,
+    fragment: Pair,
+    aligned: int,
+    frames: int,
+    draws: Draws | None,
+    warp: Warp | None = None,
+) -> Plan:
     target = grid[0] * fragment[0], grid[1] * fragment[1]
     levels, small = _levels(mode, size, target)
     cells, free = _free(levels, grid, fragment)
-    runs = -(-frames // aligned)
+    runs = ceil_div(frames, aligned)
 
     offsets = _offsets(mode, free, draws, (*grid, runs))  # [runs, L, Gh, Gw, 2]
     corner = np.stack(np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij"), axis=-1)
@@ -346,20 +370,22 @@ def _plan(mode, size, grid, fragment, aligned, frames, draws, warp=None) -> Plan
         steps=np.tile(steps, (runs, 1)),
         origins=origins.reshape(runs * len(levels), *grid, 2).astype(np.int32),
         slots=slots.astype(np.int32),
-        mask_cell=(MASK_PATCH, MASK_PATCH) if mode.mask == "patch" else fragment,
+        mask_cell=MASK_CELL if mode.mask == "patch" else fragment,
         truncate=mode.truncates and small,
         warp=warp,
     )
 
 
 @lru_cache(maxsize=256)
-def _centred_plan(kind: str, mode: str, size, grid, fragment, aligned: int, frames: int) -> Plan:
+def _centred_plan(
+    kind: Literal["video", "image"], mode: str, size: Pair, grid: Pair, fragment: Pair, aligned: int, frames: int
+) -> Plan:
     modes = VIDEO_MODES if kind == "video" else IMAGE_MODES
     return _plan(modes[mode], size, grid, fragment, aligned, frames, None)
 
 
-def _offsets(mode: Mode, free: np.ndarray, draws: Draws | None, shape: tuple[int, int, int]) -> np.ndarray:
-    """Offset of every fragment in its cell, int64 [runs, L, Gh, Gw, 2]."""
+def _offsets(mode: Mode, free: Array, draws: Draws | None, shape: tuple[int, int, int]) -> Array:
+    """Offset of every fragment in its cell, int64 [runs, L, Gh, Gw, 2]; `shape` is [Gh, Gw, runs]."""
     if draws is None:
         half = free // 2 if mode.integer_draws else (np.float32(0.5) * free.astype(np.float32)).astype(np.int64)
         return np.broadcast_to(half[None, :, None, None], (shape[2], len(free), *shape[:2], 2))
@@ -384,23 +410,27 @@ def _offsets(mode: Mode, free: np.ndarray, draws: Draws | None, shape: tuple[int
     return np.broadcast_to(both.astype(np.int64), (shape[2], len(free), *shape[:2], 2))
 
 
-def _uniform(generator: Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 in [0, 1). None is fresh entropy, an int a seed, as in `numpy.random.default_rng`."""
+def _uniform(generator: Generator, shape: tuple[int, ...]) -> Array:
+    """Uniforms in [0, 1), float32. A generator that is None means fresh entropy, and an int is a seed, as in
+    `numpy.random.default_rng`."""
     if _is_torch(generator):
         import torch
 
-        return torch.rand(shape, generator=generator, device=generator.device).cpu().numpy()
+        drawn: Array = torch.rand(shape, generator=generator, device=generator.device).cpu().numpy()
+        return drawn
     return np.random.default_rng(generator).random(shape, np.float32)
 
 
-def _integers(generator: Generator, high: int, shape: tuple[int, ...]) -> np.ndarray:
-    """int64 in 0..high-1."""
+def _integers(generator: Generator, high: int, shape: tuple[int, ...]) -> Array:
+    """Uniform integers in 0..high-1, int64."""
     if _is_torch(generator):
         import torch
 
-        return torch.randint(int(high), shape, generator=generator, device=generator.device).cpu().numpy()
+        drawn: Array = torch.randint(int(high), shape, generator=generator, device=generator.device).cpu().numpy()
+        return drawn
     return np.random.default_rng(generator).integers(0, high, shape)
 
 
-def _is_torch(generator: Generator) -> bool:
+def _is_torch(generator: Generator) -> TypeIs[torch.Generator]:
+    """Whether it is a generator of PyTorch, which is not imported to find out."""
     return type(generator).__module__.startswith("torch")

@@ -83,3 +83,18 @@ def pictures(tmp_path_factory):
         lines.append(f"{k}.png,{9 - k},{'val' if k in (1, 4) else 'train'}")
     (root / "labels.csv").write_text("\n".join(lines))
     return root / "labels.csv"
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    """A function of a name in `videos.CLIPS`: its file, made once."""
+    from videos import CLIPS, write_video
+
+    folder = tmp_path_factory.mktemp("clips")
+
+    def make(name):
+        codec, arguments, _ = CLIPS[name]
+        path = folder / name
+        return path if path.exists() else write_video(path, codec, **arguments)
+
+    return make

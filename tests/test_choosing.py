@@ -4,12 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from media import write_video
+from videos import write_video
 
 from sama import decode
-from sama.decode import DECODERS, Decoder, open_video
+from sama.decode import DECODERS, Decoder, check_decoder, nvdec, open_video
 from sama.decode.nvdec import gpu_decodable
 from sama.decode.pyav import PyavVideo
+from sama.errors import InputError
 
 TURING, AMPERE_A100, ADA, HOPPER, BLACKWELL = (7, 5), (8, 0), (8, 9), (9, 0), (12, 0)
 HD = ("yuv420p", 1920, 1080)
@@ -47,14 +48,15 @@ def test_what_a_gpu_decodes(codec, stream, capability, reason):
 
 
 class FakeVideo:
-    def __init__(self, path, *, threads=None, device=None, index=None):
-        self.path, self.threads, self.device, self.index = path, threads, device, index
+    def __init__(self, path, *, threads=None, device=None, source=None):
+        self.path, self.threads, self.device, self.source = path, threads, device, source
 
 
 @pytest.fixture
 def gpu(monkeypatch):
     """A machine with a Hopper GPU and two decoders for it, of which the first refuses WebM."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(nvdec, "driver_available", lambda: True, raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: HOPPER)
 
     def by_name(video, device):
@@ -104,7 +106,7 @@ def test_auto_chooses_for_each_file(gpu, clips):
         if kind == "PyavVideo":
             assert len(list(video.frames([0, 3]))) == 2
         else:  # the index that was made to choose goes on being used
-            assert isinstance(video.index, PyavVideo)
+            assert isinstance(video.source, PyavVideo)
             assert video.device == torch.device("cuda")
     assert open_video(clips["h264"], device="cuda:1").device == torch.device("cuda:1")
     assert type(open_video(clips["h264"], device="cpu")) is PyavVideo
@@ -112,14 +114,40 @@ def test_auto_chooses_for_each_file(gpu, clips):
 
 def test_a_named_decoder_is_taken_as_it_is(gpu, clips):
     video = open_video(clips["av1"], decoder="first", threads=3)
-    assert (type(video).__name__, video.index, video.threads) == ("First", None, 3)
+    assert (type(video).__name__, video.source, video.threads) == ("First", None, 3)
     with pytest.raises(ImportError, match=r"no library to decode with \(decoder='missing'\); install it with `pip"):
         open_video(clips["h264"], decoder="missing")
     with pytest.raises(RuntimeError, match="Driver version is too old"):
         open_video(clips["h264"], decoder="broken")
 
 
+def test_auto_without_the_drivers_video_library_is_pyav(gpu, clips, monkeypatch):
+    """Containers often have a GPU and its decoders' libraries, and not this part of the driver."""
+    monkeypatch.setattr(nvdec, "driver_available", lambda: False, raising=False)
+    assert type(open_video(clips["h264"])) is PyavVideo
+    assert type(open_video(clips["h264"], decoder="first")).__name__ == "First"  # what is named is taken
+
+
+@pytest.mark.parametrize(("library", "there"), [(None, True), ("libno_such_driver.so.1", False)])
+def test_the_driver_is_looked_for_once(library, there, monkeypatch):
+    monkeypatch.setattr(nvdec, "DRIVER_LIBRARY", library)  # None is the program itself
+    nvdec.driver_available.cache_clear()
+    assert nvdec.driver_available() is nvdec.driver_available() is there
+    assert nvdec.driver_available.cache_info().misses == 1
+    nvdec.driver_available.cache_clear()
+
+
+def test_a_decoders_name_is_checked():
+    for name in ("auto", *DECODERS):
+        check_decoder(name)
+    with pytest.raises(InputError, match="unknown decoder 'dali2'; known: auto, nvcodec, dali, pyav"):
+        check_decoder("dali2")
+    assert [name for name, decoder in DECODERS.items() if decoder.batched] == ["dali"]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_auto_without_a_gpu_is_pyav(clips):
-    assert all(type(open_video(path)) is PyavVideo for path in clips.values())
+def test_auto_without_a_gpu_a_gpu_is_pyav(clips):
+    for path in clips.values():
+        with open_video(path) as video:
+            assert (type(video), video.decoder) == (PyavVideo, "pyav")
     assert list(DECODERS) == ["nvcodec", "dali", "pyav"]  # exact colours before corrected ones

@@ -4,14 +4,15 @@ import random
 import shutil
 
 import av
-import media
 import numpy as np
 import pytest
+import videos
 from PIL import Image
 
 from sama import cli
-from sama.data import Item, check, leakage, named_split, protocol_split, read_labels, with_split
+from sama.check import check
 from sama.errors import LabelError
+from sama.labels import Item, leakage, named_split, protocol_split, read_labels, with_split
 
 INDEX_FIRST = {"movflags": "faststart"}  # as downloads of the web have it
 
@@ -188,8 +189,8 @@ def test_named_split():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     root = tmp_path_factory.mktemp("files")
-    media.write_video(root / "a.mp4", "libx264", num_frames=12)
-    media.write_video(root / "b.mp4", "libx264", num_frames=9, size=(64, 64))
+    videos.write_video(root / "a.mp4", "libx264", num_frames=12)
+    videos.write_video(root / "b.mp4", "libx264", num_frames=9, size=(64, 64))
     shutil.copy(root / "a.mp4", root / "copy of a.mp4")
     (root / "text.mp4").write_text("no video at all\n" * 50)
     with av.open(str(root / "a.mp4")) as source, av.open(str(root / "cut.mp4"), "w", options=INDEX_FIRST) as copy:

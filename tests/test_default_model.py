@@ -4,7 +4,10 @@ import csv
 
 import pytest
 
-from sama import cli, demo
+from sama import cli
+from sama.corpus.codec import Stream, write_video
+from sama.corpus.degrade import KINDS, UNSEEN
+from sama.corpus.sources import CONTENTS, SOURCES
 from sama.model import DEFAULT_WEIGHTS
 from sama.models import build
 
@@ -15,13 +18,13 @@ NAME = "astronaut"  # of the test split: never trained on
 def scores(tmp_path_factory):
     """Versions of one clip, scored by the command, by name."""
     folder = tmp_path_factory.mktemp("versions")
-    frames = demo.pristine(demo.CONTENTS[NAME], 64)
-    versions = {"pristine-0": demo.Stream(frames)}
+    frames = CONTENTS[NAME].pristine(64)
+    versions = {"pristine-0": Stream(frames)}
     for kind, strengths in {"x264": (30, 44), "blur": (1.2, 4), "noise": (8, 28), "resize": (2.2, 6)}.items():
         for n, strength in enumerate(strengths):
-            versions[f"{kind}-{n}"] = demo.KINDS[kind].apply(frames, strength, NAME)
+            versions[f"{kind}-{n}"] = KINDS[kind].apply(frames, strength, NAME)
     for name, stream in versions.items():
-        demo.write(str(folder / f"{name}.mp4"), stream)
+        write_video(str(folder / f"{name}.mp4"), stream)
     assert cli.main(["score", str(folder), "--device", "cpu", "--out", str(folder / "scores.csv")]) == 0
     with open(folder / "scores.csv", newline="") as file:
         return {row["path"].rpartition("/")[2][:-4]: row for row in csv.DictReader(file)}
@@ -44,11 +47,11 @@ def test_scores_say_whose_scale_they_are_on(scores):
 def test_the_file_is_small_and_its_card_names_every_source():
     assert DEFAULT_WEIGHTS.stat().st_size < 10e6
     card = DEFAULT_WEIGHTS.with_suffix(".md").read_text()
-    for name, source in demo.SOURCES.items():
+    for name, source in SOURCES.items():
         assert f"- `{name}`: " in card
         assert source.license in card
-    for kind in demo.KINDS:
-        assert f"| {kind} | {'no' if kind in demo.UNSEEN else 'yes'} | " in card
+    for kind in KINDS:
+        assert f"| {kind} | {'no' if kind in UNSEEN else 'yes'} | " in card
     metadata = build(DEFAULT_WEIGHTS).metadata
     assert metadata["whole_clips"]
     assert f"seed {metadata['training']['seed']}" in card

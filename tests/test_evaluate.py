@@ -1,22 +1,24 @@
 """From labels and scores to a report, and to a checkpoint that scores on the labels' scale."""
 
 import csv
+import dataclasses
 import json
 import shutil
 
-import media
 import numpy as np
 import pytest
 import torch
+import videos
 from PIL import Image
+from small_models import save_nano
 
 import sama
 from sama import cli
-from sama.data import Item, protocol_split
-from sama.evaluate import calibration, evaluate_predictions, markdown, report, save_calibrated, write_report
+from sama.evaluation import calibration, evaluate_predictions, markdown, save_calibrated
+from sama.evaluation_report import without_nan, write_report
+from sama.labels import Item, protocol_split
 from sama.metrics import NAMES, logistic_fit, metrics
-from sama.models import VideoQuality, save_weights
-from sama.models.weights import read_metadata
+from sama.models.reading import read_metadata
 
 SETTINGS = {"mode": "sama", "grid": [7, 7], "fragment": [32, 32], "clip_len": 4, "interval": 2, "num_clips": 1}
 
@@ -110,7 +112,7 @@ def test_report_files(tmp_path):
     )
     write_report(e, tmp_path / "new" / "folder")
     written = json.loads((tmp_path / "new" / "folder" / "report.json").read_text())
-    assert written == json.loads(json.dumps(report(e)))
+    assert written == json.loads(json.dumps(without_nan(dataclasses.asdict(e))))
     assert written["prediction"] == [100, 400, 1600, 900, 2500, 3600]
     assert written["all"]["plain"]["srocc"] == pytest.approx(1)
     text = (tmp_path / "new" / "folder" / "report.md").read_text()
@@ -142,14 +144,9 @@ def test_calibration_by_hand():
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = VideoQuality("nano")
-        torch.nn.init.normal_(model.head.fc_last.weight)  # 0 at first: tokens would not count
     old = {"scale": "another", "kind": "linear", "slope": 1.0, "intercept": 0.0}
-    save_weights(model, path, metadata=SETTINGS | {"data": "a few clips", "calibration": old})
-    return path
+    path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
+    return save_nano(path, SETTINGS | {"data": "a few clips", "calibration": old})
 
 
 @pytest.mark.parametrize("kind", ["linear", "logistic"])
@@ -182,7 +179,7 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("videos")
     (root / "sub").mkdir()
     for k in range(5):
-        media.write_video(root / "sub" / f"{k}.mp4", "libx264", num_frames=6 + k, size=(64 + 16 * k, 64))
+        videos.write_video(root / "sub" / f"{k}.mp4", "libx264", num_frames=6 + k, size=(64 + 16 * k, 64))
     (root / "broken.mp4").write_text("no video at all\n" * 50)
     lines = ["path,mos,split,kind", "broken.mp4,3,val,x", *(f"sub/{k}.mp4,{k % 3 + 1},train,y" for k in range(5))]
     (root / "labels.csv").write_text("\n".join(lines))
@@ -233,19 +230,19 @@ def test_scores_of_an_earlier_run_are_taken(root, weights, scored, tmp_path, cap
     shutil.copytree(out, tmp_path / "copy")
     (tmp_path / "copy" / "report.md").unlink()
     asked = []
-    from sama import score
+    from sama import evaluate as module
 
-    real = score.score_files
-    monkeypatch.setattr(score, "score_files", lambda paths, *a, **k: asked.extend(paths) or real(paths, *a, **k))
+    real = module.score_files
+    monkeypatch.setattr(module, "score_files", lambda paths, *a, **k: asked.extend(paths) or real(paths, *a, **k))
     assert evaluate(root, "--weights", weights, "--out", tmp_path / "copy", "--resume", "--samples", 20) == 1
     assert asked == []
     assert (tmp_path / "copy" / "report.md").exists()
 
 
 def test_an_interrupted_evaluation_goes_on(root, weights, scored, tmp_path, capsys, monkeypatch):
-    from sama import score
+    from sama import evaluate as module
 
-    real, asked = score.score_files, []
+    real, asked = module.score_files, []
 
     def interrupted(paths, *arguments, **options):
         rows = real(paths, *arguments, **options)
@@ -256,12 +253,12 @@ def test_an_interrupted_evaluation_goes_on(root, weights, scored, tmp_path, caps
 
     out = tmp_path / "out"
     arguments = ["--weights", weights, "--out", out, "--by", "kind", "--samples", 20]
-    monkeypatch.setattr(score, "score_files", interrupted)
+    monkeypatch.setattr(module, "score_files", interrupted)
     assert evaluate(root, *arguments) == 130
-    assert f"the scores so far are in {out}, --resume goes on" in capsys.readouterr().err
-    monkeypatch.setattr(score, "score_files", lambda paths, *a, **k: asked.extend(paths) or real(paths, *a, **k))
+    assert f"the scores so far are in {out}, --resume continues from them" in capsys.readouterr().err
+    monkeypatch.setattr(module, "score_files", lambda paths, *a, **k: asked.extend(paths) or real(paths, *a, **k))
     assert evaluate(root, *arguments) == 2
-    assert "--resume goes on with it, --overwrite begins anew" in capsys.readouterr().err
+    assert "--resume continues it, --overwrite begins anew" in capsys.readouterr().err
     assert evaluate(root, *arguments, "--resume") == 1
     assert asked == [str(root / "sub" / f"{k}.mp4") for k in (2, 3, 4)]
     whole = json.loads((scored[0] / "report.json").read_text())

@@ -2,18 +2,21 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
-import media
 import numpy as np
 import pytest
 import torch
+import videos
 from PIL import Image
 
 import sama
-from sama.feed import BEGUN, Budget, Ended, Feed, Meter, ahead
+from sama.devices import thread_stream
+from sama.feed import Feed
+from sama.prefetch import BEGUN, Budget, Ended, Meter, ahead
 from sama.sampler import ImageSampler, VideoSampler
 
-SETTINGS = {"batch": 2, "clip_len": 4, "train": True, "seed": 3, "workers": 2}
+SETTINGS = {"decoder": "pyav", "batch": 2, "clip_len": 4, "train": True, "seed": 3, "workers": 2}
 
 
 def small_sampler(**options):
@@ -26,7 +29,7 @@ def files(tmp_path_factory):
     root = tmp_path_factory.mktemp("feed")
     paths = []
     for k, size in enumerate([(96, 64), (64, 48), (48, 80), (96, 64), (120, 66), (64, 64), (72, 96)]):
-        paths.append(media.write_video(root / f"{k}.mp4", "libx264", size=size, num_frames=10 + k))
+        paths.append(videos.write_video(root / f"{k}.mp4", "libx264", size=size, num_frames=10 + k))
     paths[3].write_bytes(paths[3].read_bytes()[:300])
     return paths
 
@@ -89,19 +92,19 @@ def test_draws_are_those_of_the_sampler(files):
     """A file's generator is made of seed, epoch and number; the rest is `VideoSampler.read`."""
     (batch,) = Feed(files[:1], small_sampler(), **SETTINGS).epoch(5)
     generator = np.random.default_rng([3, 5, 0])
-    expected = small_sampler().read(files[0], clip_len=4, num_clips=1, train=True, generator=generator)
+    expected = small_sampler().read(files[0], decoder="pyav", clip_len=4, num_clips=1, train=True, generator=generator)
     assert torch.equal(batch.x, expected)
 
 
 def test_evaluation_takes_every_file_once_in_order(files):
-    feed = Feed(files, small_sampler(), batch=3, clip_len=4, num_clips=2, workers=2)
+    feed = Feed(files, small_sampler(), batch=3, clip_len=4, num_clips=2, workers=2, decoder="pyav")
     batches = list(feed.epoch())
     assert [name for batch in batches for name in batch.names] == [str(path) for path in files if path != files[3]]
     assert [len(batch.x) for batch in batches] == [6, 4, 2]
     ((name, reason),) = [failed for batch in batches for failed in batch.failed]
     assert name == str(files[3])
     assert "cut short or damaged" in reason
-    expected = small_sampler().read(files[4], clip_len=4, num_clips=2)
+    expected = small_sampler().read(files[4], decoder="pyav", clip_len=4, num_clips=2)
     assert torch.equal(batches[1].x[:2], expected)
     assert feed.decoders == {"pyav": 6}
 
@@ -128,6 +131,8 @@ def test_wrong_settings_are_named(files):
         Feed([], small_sampler())
     with pytest.raises(ValueError, match="labels must be one a file; got 1 for 7 files"):
         Feed(files, small_sampler(), labels=[1.0])
+    with pytest.raises(ValueError, match="unknown decoder 'dali2'; known: auto, nvcodec, dali, pyav"):
+        Feed(files, small_sampler(), decoder="dali2")
     with pytest.raises(ValueError, match=r"rank must be in 0\.\.1; got 2"):
         Feed(files, small_sampler(), rank=2, ranks=2)
     with pytest.raises(ValueError, match=r"training on 9 ranks needs as many files, .* got 7 files, batches of 12"):
@@ -209,6 +214,17 @@ def test_the_meter_tells_who_waits():
     assert 0 < meter.share < 0.5
 
 
+def test_a_thread_keeps_its_streams(monkeypatch):
+    """One CUDA stream per thread, device and purpose, however many jobs it does."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
+    cuda = torch.device("cuda:0")
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        calls = [pool.submit(thread_stream, cuda, what) for pool in (one, other) for what in ("a", "a", "b")]
+    first, again, b, *others = (call.result() for call in calls)
+    assert first is again
+    assert len({first, b, *others}) == 4
+
+
 def test_the_feed_is_public():
     assert sama.Feed is Feed
 
@@ -219,17 +235,18 @@ def test_dali_batches_are_those_of_pyav(tmp_path):
     pytest.importorskip("nvidia.dali.experimental.dynamic", reason="needs nvidia-dali")
     paths = []
     for k, size in enumerate([(96, 64), (64, 96), (80, 80)]):
-        paths.append(media.write_video(tmp_path / f"{k}.webm", "libvpx-vp9", size=size, num_frames=12))
+        paths.append(videos.write_video(tmp_path / f"{k}.webm", "libvpx-vp9", size=size, num_frames=12))
     paths.append(tmp_path / "bad.webm")
     paths[-1].write_bytes(paths[0].read_bytes()[:200])
     settings = SETTINGS | {"batch": 4, "num_clips": 2}
-    (pyav,) = Feed(paths, small_sampler(), **settings, decoder="pyav").epoch()
-    whole = Feed(paths, small_sampler(), **settings, decoder="dali")
+    (pyav,) = Feed(paths, small_sampler(), **settings).epoch()
+    settings["decoder"] = "dali"
+    whole = Feed(paths, small_sampler(), **settings)
     (dali,) = whole.epoch()
     assert dali.names == pyav.names
     assert [name for name, _ in dali.failed] == [str(paths[-1])]
     assert whole.decoders == {"dali": 3}
     assert dali.x.shape == pyav.x.shape == (6, 3, 4, 32, 32)
     assert (dali.x - pyav.x).abs().mean() < 0.25
-    (tight,) = Feed(paths, small_sampler(), **settings, decoder="dali", budget_bytes=1).epoch()
+    (tight,) = Feed(paths, small_sampler(), **settings, budget_bytes=1).epoch()
     assert torch.equal(tight.x, dali.x)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sama.losses import image_loss, plcc_loss, rank_loss, video_loss
+from sama.training.losses import image_loss, plcc_loss, rank_loss, video_loss
 
 LOSSES = [plcc_loss, rank_loss, video_loss, image_loss]
 

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from sama.models import ImageQuality, VideoQuality, load_weights, swin3d
+from sama.kernels.layout import PATCH_VALUES, ceil_div, fits_patches, is_patches
+from sama.models import ImageQuality, VideoQuality, attention, load_weights, swin3d
+from sama.models.statistics import SceneStatistics
 
 DATA = Path(__file__).parent / "data"
 
@@ -207,7 +209,7 @@ def test_any_size_matches_the_oracle(shape):
 
 def test_an_even_picture_has_statistics_and_gradients():
     """All black: no component varies, no frame differs from the next."""
-    layers = swin3d.SceneStatistics(grid=(7, 7), dropout=0.0)
+    layers = SceneStatistics(grid=(7, 7), dropout=0.0)
     torch.nn.init.zeros_(layers.proj.bias)
     layers(torch.zeros(2, 4, 3, 3, 96)).sum().backward()
     assert all(p.grad.isfinite().all() for p in layers.parameters() if p.requires_grad)
@@ -223,7 +225,7 @@ def test_an_even_picture_has_statistics_and_gradients():
 
 def test_statistics_are_exact_under_autocast():
     """Components are small differences, which bfloat16 would drown in noise."""
-    layers = swin3d.SceneStatistics(grid=(7, 7), dropout=0.0)
+    layers = SceneStatistics(grid=(7, 7), dropout=0.0)
     x = torch.randn(2, 4, 3, 3, 96, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = layers(x)
@@ -257,7 +259,7 @@ def test_statistics_alone():
 
 
 def test_half_precision_statistics():
-    layers, x = swin3d.SceneStatistics(grid=(7, 7), dropout=0.0), clip(2, 4, 3, 3, 96)
+    layers, x = SceneStatistics(grid=(7, 7), dropout=0.0), clip(2, 4, 3, 3, 96)
     with torch.inference_mode():
         expected = layers(x)
         assert layers.bfloat16()(x).dtype == torch.bfloat16
@@ -269,7 +271,17 @@ def test_cut_patches_are_frames():
     patches = x.reshape(2, 3, 3, 2, 16, 4, 24, 4).permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
     with torch.inference_mode():
         assert torch.equal(model(patches, patches=True), model(x))
-        assert torch.equal(model(patches[:, :2]), model(x[:, :, :4]))  # told by the shape
+        assert torch.equal(model(patches[:, :2]), model(x[:, :, :4]))  # the shape decides
+
+
+def test_shapes_of_patches():
+    assert is_patches((2, 16, 56, 56, PATCH_VALUES))
+    assert is_patches(torch.Size([2, 3, 56, 56, PATCH_VALUES])) is False  # fits frames too, and counts as them
+    for frames_or_images in ((2, 3, 32, 224, 224), (2, 16, 56, 56, 95), (3, 256, 96), (16, 56, 56, PATCH_VALUES)):
+        assert not is_patches(frames_or_images)
+    assert fits_patches(32, (32, 20))
+    assert not any(fits_patches(*case) for case in ((31, (32, 32)), (32, (30, 32)), (32, (32, 33))))
+    assert [ceil_div(n, 4) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
 
 
 def test_score_is_the_mean_of_the_map():
@@ -349,13 +361,13 @@ def test_checkpointing_gives_the_same_gradients():
 @pytest.mark.parametrize("logits", [300, 10**3, 2**20])
 def test_bias_gradients(logits, biases, monkeypatch):
     """Against the formula written out, with the logits in pieces of some samples, of some windows, and in one."""
-    monkeypatch.setattr(swin3d._TrainableBias, "LOGITS", logits)
+    monkeypatch.setattr(attention._TrainableBias, "LOGITS", logits)
     qkv = clip(5, 6, 10, 3, 2, 4, dtype=torch.float64).requires_grad_()
     bias = clip(biases, 2, 10, 10, seed=1, dtype=torch.float64).requires_grad_()
     grad = clip(5, 6, 10, 8, seed=2, dtype=torch.float64)
     q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)
     expected = ((q @ k.mT / 2 + bias).softmax(-1) @ v).transpose(2, 3).flatten(3)
-    got = swin3d.attend(qkv, bias)
+    got = attention.attend(qkv, bias)
     assert "_TrainableBias" in str((got.grad_fn, got.grad_fn.next_functions))
     torch.testing.assert_close(got, expected)
     for a, b in zip(torch.autograd.grad(got, (qkv, bias), grad), torch.autograd.grad(expected, (qkv, bias), grad)):
@@ -379,7 +391,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_no_logits_in_memory(training, monkeypatch):
-    monkeypatch.setattr(swin3d._TrainableBias, "LOGITS", 2**16)
+    monkeypatch.setattr(attention._TrainableBias, "LOGITS", 2**16)
     model, x = nano().train(training), clip(4, 3, 4, 112, 112)
     length, windows = 2 * 7 * 7, 16
     with torch.set_grad_enabled(training), Largest(length) as seen:
@@ -413,12 +425,40 @@ def test_autocast(dtype, tolerance):
         expected = model.score(x)
         with torch.autocast("cpu", dtype):
             got = model.score(x)
-            assert model.backbone.layers[0].blocks[0].attn._cached[1].dtype == dtype
+            assert model.backbone.layers[0].blocks[0].attn._cached[1].whole.dtype == dtype
     assert got.dtype == torch.float32  # the head is computed in full
     assert error(got, expected) < tolerance
     with torch.autocast("cpu", dtype):
         model.train().score(x).sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["by-chunks", "whole"])
+@pytest.mark.parametrize("frames", [18, 10], ids=["seam", "short-windows"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_masks_of_attention_are_aligned(dtype, frames, whole, monkeypatch):
+    """Rows of 16-bit masks start at multiples of 16 bytes, as the attention kernels of GPUs need them, which also run
+    a batch as a whole. 9 steps of time are shifted; windows of 5 steps have an odd number of tokens."""
+    masks = []
+
+    def attention_of_pytorch(q, k, v, attn_mask):
+        masks.append(attn_mask)
+        return compute(q, k, v, attn_mask=attn_mask)
+
+    compute = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention_of_pytorch)
+    if whole:
+        monkeypatch.setattr(swin3d, "plain_cpu", lambda *_: False)
+    torch.manual_seed(0)
+    model = VideoQuality("tiny").eval()
+    with torch.inference_mode(), torch.autocast("cpu", dtype):
+        model(clip(1 + whole, 3, frames, 60, 36))
+    cut = sum(mask.shape[-1] == 4 * 7 * 7 for mask in masks)
+    assert bool(cut) == (frames == 18)
+    assert {mask.dtype for mask in masks} == {dtype}
+    assert all(mask.data_ptr() % 16 == 0 for mask in masks)
+    assert all(step % 8 == 0 for mask in masks for step in mask.stride()[:-1])
+    assert {mask.stride(-1) for mask in masks} == {1}
 
 
 @pytest.mark.parametrize("encoding", ["scale_bias", "scale_excitation"])

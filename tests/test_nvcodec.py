@@ -10,7 +10,7 @@ import nvcodec_stub
 import pytest
 import torch
 from av.video.reformatter import ColorRange, Colorspace
-from media import set_display_matrix, write_video
+from videos import set_display_matrix, write_video
 
 import sama
 from sama.decode import open_video
@@ -68,6 +68,7 @@ def planes(frame):
 def test_frames_are_those_of_pyav_as_nv12(nvcodec, clip, name):
     with open_video(clip(name), decoder="pyav") as pyav, nvcodec.NvcodecVideo(str(clip(name))) as video:
         assert video.info == pyav.info
+        assert (video.decoder, video.held_bytes(8)) == ("nvcodec", 8 * 160 * 144 * 3)
         count = video.info.num_frames
         for indices in (range(count), range(0, count, 2), [count - 1, 3, 3, 20], [count - 1], []):
             expected = dict(pyav.frames(indices))

@@ -1,9 +1,9 @@
 """The public samplers: what they take, what they give, and what they say."""
 
-import media
 import numpy as np
 import pytest
 import torch
+import videos
 from planes import CORRECTIONS, random_frame
 from tolerances import VALUE, assert_close, reference_tolerance
 
@@ -185,7 +185,7 @@ def test_bad_clips(backend, clip, error, message):
 def test_bad_draws():
     draws = draw_video("sama", 70, 90, 4, **SMALL)
     sampler = sama.VideoSampler(**SMALL)
-    with pytest.raises(ValueError, match=r"one pair .* a clip; got 1 for 2 clips"):
+    with pytest.raises(ValueError, match=r"one pair .* for each clip; got 1 for 2 clips"):
         sampler([CLIP, CLIP], draws=draws)
     with pytest.raises(ValueError, match=r"draws must have shape \(7, 7, 1\)"):
         sama.VideoSampler()(CLIP, draws=draws)
@@ -238,7 +238,7 @@ def test_image_augmentation_is_drawn_image_by_image():
     mirrored = sampler(np.ascontiguousarray(image[:, ::-1]))
     assert torch.equal(sampler(image, flip=True), mirrored)
     assert torch.equal(sampler([image, image], flip=[True, False]), torch.cat([mirrored, plain]))
-    with pytest.raises(ValueError, match="angle must be one a image; got 3 for 1 images"):
+    with pytest.raises(ValueError, match="angle must be one for each image; got 3 for 1 images"):
         sampler(image, angle=[1.0, 2.0, 3.0])
 
 
@@ -261,7 +261,7 @@ def test_bad_images(image, error, message):
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
     path = tmp_path_factory.mktemp("sampler") / "clip.mp4"
-    return media.write_video(path, "libx264", num_frames=70)
+    return videos.write_video(path, "libx264", num_frames=70)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -269,9 +269,9 @@ def video(tmp_path_factory):
 def test_read_is_decoding_everything_and_sampling(video, backend, clip_len, num_clips, interval):
     """Planes streamed through the kernel, planned frames only: as FFmpeg's RGB of all frames, then sampled."""
     sampler = sama.VideoSampler(**SMALL, normalize=False, backend=backend)
-    x = sampler.read(video, clip_len=clip_len, num_clips=num_clips, interval=interval)
+    x = sampler.read(video, decoder="pyav", clip_len=clip_len, num_clips=num_clips, interval=interval)
     assert x.shape == (num_clips, 3, clip_len, 16, 36)
-    rgb = np.stack([frame.to_ndarray(format="rgb24") for frame in media.full_decode(video)])
+    rgb = np.stack([frame.to_ndarray(format="rgb24") for frame in videos.full_decode(video)])
     indices = sama.frame_indices(70, clip_len, num_clips, interval).reshape(num_clips, clip_len)
     assert_close(x, sama.VideoSampler(**SMALL, normalize=False)(rgb[indices]), reference_tolerance())
 
@@ -279,9 +279,9 @@ def test_read_is_decoding_everything_and_sampling(video, backend, clip_len, num_
 def test_read_in_training_draws_frames_and_fragments(video):
     sampler = sama.VideoSampler(**SMALL)
     settings = {"clip_len": 8, "num_clips": 2, "train": True}
-    first = sampler.read(video, **settings, generator=1)
-    assert torch.equal(first, sampler.read(video, **settings, generator=1))
-    assert not torch.equal(first, sampler.read(video, **settings, generator=2))
+    first = sampler.read(video, decoder="pyav", **settings, generator=1)
+    assert torch.equal(first, sampler.read(video, decoder="pyav", **settings, generator=1))
+    assert not torch.equal(first, sampler.read(video, decoder="pyav", **settings, generator=2))
 
 
 def test_stream_holds_only_the_clips_that_overlap(video):
@@ -300,4 +300,4 @@ def test_read_of_a_bad_file(tmp_path):
     path = tmp_path / "text.mp4"
     path.write_text("not a video")
     with pytest.raises(sama.DecodeError, match=r"text\.mp4"):
-        sama.VideoSampler().read(path)
+        sama.VideoSampler().read(path, decoder="pyav")

@@ -12,19 +12,21 @@ import time
 from pathlib import Path
 
 import matplotlib
-import media
 import numpy as np
 import pytest
 import torch
+import videos
 from PIL import Image
+from small_models import save_nano
 
 import sama
 from sama import cli
 from sama.errors import NoWeightsError
 from sama.files import expand
+from sama.journal import FORMATS, Journal, Row, read_journal, read_table
 from sama.model import random_model
 from sama.models import VideoQuality, save_weights
-from sama.score import FORMATS, Journal, Row, read_journal, read_table, score_files
+from sama.scoring import score_files
 
 SETTINGS = {"mode": "sama", "grid": [7, 7], "fragment": [32, 32], "clip_len": 8, "interval": 2, "num_clips": 2}
 
@@ -32,14 +34,9 @@ SETTINGS = {"mode": "sama", "grid": [7, 7], "fragment": [32, 32], "clip_len": 8,
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A small model of our own format, with a calibration."""
-    path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = VideoQuality("nano")
-        torch.nn.init.normal_(model.head.fc_last.weight)  # 0 at first: tokens would not count
     calibration = {"scale": "KoNViD-1k", "kind": "linear", "slope": 10.0, "intercept": 3.0}
-    save_weights(model, path, metadata=SETTINGS | {"calibration": calibration})
-    return path
+    path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
+    return save_nano(path, SETTINGS | {"calibration": calibration})
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +50,10 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("videos")
     (root / "with spaces").mkdir()
     (root / "日本語").mkdir()
-    media.write_video(root / "a.mp4", "libx264", num_frames=20)
-    media.write_video(root / "with spaces" / "b c.mkv", "libx265", size=(64, 48), num_frames=9)
-    media.write_video(root / "日本語" / "ü.webm", "libvpx-vp9", size=(48, 80), num_frames=12)
-    media.write_video(root / "d.avi", "mjpeg", pix_fmt="yuvj420p", num_frames=3)
+    videos.write_video(root / "a.mp4", "libx264", num_frames=20)
+    videos.write_video(root / "with spaces" / "b c.mkv", "libx265", size=(64, 48), num_frames=9)
+    videos.write_video(root / "日本語" / "ü.webm", "libvpx-vp9", size=(48, 80), num_frames=12)
+    videos.write_video(root / "d.avi", "mjpeg", pix_fmt="yuvj420p", num_frames=3)
     (root / "empty.mp4").write_bytes(b"")
     (root / "text.mp4").write_text("no video at all\n" * 50)
     (root / "cut.mp4").write_bytes((root / "a.mp4").read_bytes()[:2000])
@@ -148,7 +145,7 @@ def test_a_score_is_the_mean_over_its_clips(model, folder):
 
 
 def test_pixels_score_as_their_file(model, folder):
-    frames = media.full_decode(folder / "a.mp4")
+    frames = videos.full_decode(folder / "a.mp4")
     clip = np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
     by_file, by_array = model.score(folder / "a.mp4"), model.score(clip, fps=25)
     np.testing.assert_allclose(by_array.clips, by_file.clips, rtol=1e-6)
@@ -236,7 +233,7 @@ def test_the_command_writes_a_table_and_resumes(weights, folder, tmp_path, capsy
     assert not out.with_name(out.name + ".partial").exists()
 
     assert command("score", *good, "--weights", weights, "--out", out) == 2
-    assert "is there already: --resume" in capsys.readouterr().err
+    assert "exists already: --resume" in capsys.readouterr().err
     assert command("score", folder, "--weights", weights, "--out", out, "--resume") == 1  # bad files are among them
     rows = read_table(out)
     assert [row.path for row in rows] == expand([str(folder)])
@@ -260,7 +257,7 @@ def test_resume_refuses_other_weights_and_settings(weights, folder, tmp_path, ca
     out = tmp_path / "scores.csv"
     assert command("score", folder / "a.mp4", "--weights", weights, "--out", out) == 0
     assert command("score", folder, "--weights", weights, "--out", out, "--resume", "--every", 1) == 2
-    assert "cannot be gone on with" in capsys.readouterr().err
+    assert "cannot be resumed" in capsys.readouterr().err
     out.write_text("a,b\n1,2\n")
     assert command("score", folder, "--weights", weights, "--out", out, "--resume") == 2
     assert "other columns" in capsys.readouterr().err
@@ -438,4 +435,4 @@ def test_a_list_of_other_files_is_no_video(model, folder, tmp_path):
     (tmp_path / "real.mkv").write_bytes((folder / "with spaces" / "b c.mkv").read_bytes())
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile real.mkv\n")
     (row,) = score_files([str(tmp_path / "list.mp4")], model)
-    assert (row.status, row.reason) == ("error", "a list of other files, not a video")
+    assert (row.status, row.reason) == ("error", "a list of other files (concat), not a video")

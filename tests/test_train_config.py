@@ -6,9 +6,13 @@ import pytest
 import torch
 from training_runs import config
 
-from sama import train as training
-from sama.config import Config, Data, LabelledSet, Model, Optim, Sweep
-from sama.train import configure, run
+from sama import train as train_command
+from sama.labels import Item
+from sama.train import CONFIGS, configure
+from sama.training.config import Config, Data, LabelledSet, Model, Optim, Sweep
+from sama.training.ranks import Ranks
+from sama.training.setup import make_feed
+from sama.training.sweep import parse_sampling, run
 
 pytestmark = pytest.mark.usefixtures("few_draws")
 
@@ -42,17 +46,17 @@ def test_a_sweep_compares_samplings(labels, tmp_path):
     assert "| sama | test | last |" in table
     assert "| sama | test | best |" not in table  # it was scored at the end alone
     with pytest.raises(ValueError, match=r"sweep\.samplings takes"):
-        training.parse_sampling("resize 1x1", told)
+        parse_sampling("resize 1x1", told)
 
 
 def test_shipped_configs_are_whole(tmp_path, monkeypatch):
     """Every one is parsed, says at its top what it costs and gives and how it is run, and that command names it."""
-    names = sorted(path.stem for path in training.CONFIGS.glob("*.yaml"))
+    names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     assert "demo" in names
     for name in names:
         told = configure(["--config", name])
         assert isinstance(told, Config)
-        text = (training.CONFIGS / f"{name}.yaml").read_text()
+        text = (CONFIGS / f"{name}.yaml").read_text()
         assert "Cost: " in text
         assert "Expected" in text or "Result" in text
         assert re.search(r"Command: python -m sama.train" + ("\n" if name == "demo" else f" --config {name}\\b"), text)
@@ -69,12 +73,10 @@ def test_shipped_configs_are_whole(tmp_path, monkeypatch):
 
 def test_shipped_batches_are_shared_by_eight_ranks():
     """As the README's command has it."""
-    for path in training.CONFIGS.glob("*.yaml"):
+    for path in CONFIGS.glob("*.yaml"):
         told = configure(["--config", path.stem])
-        items = [training.Item(f"{k}.mp4", 0.0, str(k)) for k in range(99)]
-        shares = [
-            training.make_feed(told, items, training.Ranks(k, 8, torch.device("cpu")), train=True) for k in (0, 7)
-        ]
+        items = [Item(f"{k}.mp4", 0.0, str(k)) for k in range(99)]
+        shares = [make_feed(told, items, Ranks(k, 8, torch.device("cpu")), train=True) for k in (0, 7)]
         assert all(len(share.batches()[0]) > 0 for share in shares)
 
 
@@ -95,5 +97,5 @@ def test_what_is_told_wrongly_is_refused(tmp_path, capsys):
 
 
 def test_mistakes_are_said_in_a_line(capsys):
-    assert training.main(["--data.demo", "small", "--optim.epochs", "0"]) == 2
+    assert train_command.main(["--data.demo", "small", "--optim.epochs", "0"]) == 2
     assert "optim.epochs must be at least 1; got 0" in capsys.readouterr().err

@@ -10,10 +10,10 @@ import torch
 from training_runs import MODEL, assert_equal_weights, assert_same_gradients, config
 
 import sama
-from sama import train as training
-from sama.config import Config, Data, Model, Optim, Sampling
 from sama.models.swin3d import cut_patches
-from sama.train import make_model, rate, train
+from sama.training.config import Config, Data, Model, Optim, Sampling
+from sama.training.loop import augment, is_best, lr_factor, train, update_ema
+from sama.training.setup import make_model
 
 pytestmark = pytest.mark.usefixtures("few_draws")
 
@@ -23,7 +23,7 @@ def test_it_overfits_eight_clips(labels, tmp_path):
         config(
             labels,
             tmp_path / "run",
-            optim={"epochs": 30, "batch": 8, "ema": 0.0, "lr": 3e-3},
+            optim={"epochs": 30, "batch": 8, "ema": 0.0, "schedule": "constant"},
             data=Data(labels=str(labels), train="train", val="train"),
         )
     )
@@ -128,16 +128,16 @@ def test_gradients_are_clipped_and_those_in_bfloat16_are_near(labels, tmp_path):
 def test_learning_rate_by_hand():
     """Ten steps an epoch, 2.5 epochs of warm-up, 30 epochs: at both ends of the warm-up, in the middle, at the end."""
     published = Config(data=Data(demo="small"))
-    assert rate(0, 10, published) == pytest.approx(1 / 26)
-    assert rate(24, 10, published) == pytest.approx(25 / 26)
-    assert rate(25, 10, published) == 1
-    assert rate(25 + 275 // 5, 10, published) == pytest.approx(0.5 * (1 + math.cos(math.pi / 5)))
-    assert rate(300, 10, published) == 0
+    assert lr_factor(0, 10, published) == pytest.approx(1 / 26)
+    assert lr_factor(24, 10, published) == pytest.approx(25 / 26)
+    assert lr_factor(25, 10, published) == 1
+    assert lr_factor(25 + 275 // 5, 10, published) == pytest.approx(0.5 * (1 + math.cos(math.pi / 5)))
+    assert lr_factor(300, 10, published) == 0
     constant = dataclasses.replace(published, optim=Optim(epochs=50, warmup_epochs=5, schedule="constant"))
-    assert [rate(step, 10, constant) for step in (50, 499)] == [1, 1]
-    assert rate(49, 10, constant) == pytest.approx(50 / 51)
+    assert [lr_factor(step, 10, constant) for step in (50, 499)] == [1, 1]
+    assert lr_factor(49, 10, constant) == pytest.approx(50 / 51)
     without = dataclasses.replace(published, optim=Optim(warmup_epochs=0))
-    assert rate(0, 10, without) == 1
+    assert lr_factor(0, 10, without) == 1
 
 
 def test_averaged_weights_by_hand():
@@ -145,9 +145,9 @@ def test_averaged_weights_by_hand():
     ema, model = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.constant_(ema.weight, 4.0)
     torch.nn.init.constant_(model.weight, 8.0)
-    training.average(ema, model, 0.75)
+    update_ema(ema, model, 0.75)
     assert ema.weight.item() == 5
-    training.average(ema, model, 0.0)
+    update_ema(ema, model, 0.0)
     assert ema.weight.item() == 8
 
 
@@ -160,13 +160,13 @@ def test_augmentation_mirrors_and_turns(layout):
     for seed in range(40):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            changed = training.augment(cut_patches(x) if layout == "patches" else x)
+            changed = augment(cut_patches(x) if layout == "patches" else x)
         expected = [cut_patches(view) if layout == "patches" else view for view in views]
         for number, sample in enumerate(changed):
             found += [k for k, view in enumerate(expected) if torch.equal(sample, view[number])]
     assert len(found) == 80
     assert set(found) == {0, 1, 2, 3}
-    assert training.augment(torch.zeros(1, 3, 6, 8)).shape == (1, 3, 6, 8)  # not square: mirrored only
+    assert augment(torch.zeros(1, 3, 6, 8)).shape == (1, 3, 6, 8)  # not square: mirrored only
 
 
 def test_images_are_trained_on(pictures, tmp_path):
@@ -189,7 +189,7 @@ def test_images_are_trained_on(pictures, tmp_path):
 
 def test_the_best_epoch_is_one_that_exists():
     nan, good = ({"validation": {"val": {"srocc": value}}} for value in (math.nan, 0.5))
-    assert training.is_best("val", good, [])
-    assert not training.is_best("val", nan, [good])
-    assert training.is_best("val", good, [nan])
-    assert not training.is_best("val", good, [good])
+    assert is_best("val", good, [])
+    assert not is_best("val", nan, [good])
+    assert is_best("val", good, [nan])
+    assert not is_best("val", good, [good])

@@ -7,9 +7,10 @@ import pytest
 import torch
 from training_runs import MODEL, assert_same_gradients, config, report_and_states, run_in_turn, run_on_two_ranks
 
-from sama import train as training
+from sama.labels import read_labels
 from sama.models import save_weights
-from sama.train import make_model
+from sama.training.ranks import Ranks
+from sama.training.setup import datasets, make_feed, make_model
 
 
 @pytest.fixture(scope="module")
@@ -18,11 +19,11 @@ def damaged(labels, tmp_path_factory):
     the first has none left; on two ranks the second rank has none of the third either."""
     root = tmp_path_factory.mktemp("damaged")
     told = config(labels, root / "out", optim={"batch": 2})
-    items = training.datasets(told)["train"]
-    feed = training.make_feed(told, items, training.Ranks(0, 1, torch.device("cpu")), train=True)
+    items = datasets(told)["train"]
+    feed = make_feed(told, items, Ranks(0, 1, torch.device("cpu")), train=True)
     first, _, third, _ = feed.batches(0)
     names = {Path(items[n].path).name for n in (*first, third[1])}
-    for item in training.read_labels(labels):
+    for item in read_labels(labels):
         name = Path(item.path).name
         content = Path(item.path).read_bytes()
         (root / name).write_bytes(content[:200] if name in names else content)

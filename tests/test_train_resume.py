@@ -14,9 +14,9 @@ import pytest
 import torch
 from training_runs import assert_equal_weights, config
 
-from sama import train as training
-from sama.config import Data
-from sama.train import train
+from sama.train import main
+from sama.training.config import Data
+from sama.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("few_draws")
 
@@ -30,7 +30,7 @@ def test_a_killed_run_goes_on_exactly(labels, tmp_path, monkeypatch, capsys):
         *("--optim.statistics_epochs", "1"),
         *("--device", "cpu", "--checkpoint_minutes", "0", "--workers", "1"),
     ]
-    assert training.main([*common, "--out", str(tmp_path / "whole")]) == 0
+    assert main([*common, "--out", str(tmp_path / "whole")]) == 0
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "sama.train", *common, "--out", str(out)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -49,7 +49,7 @@ def test_a_killed_run_goes_on_exactly(labels, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("sama.train", run_name="__main__")  # as python -m does
     assert ended.value.code == 2
-    assert "holds a run already: --resume true goes on with it" in capsys.readouterr().err
+    assert "holds a run already: resume it with --resume true" in capsys.readouterr().err
     again = subprocess.run([*command, "--resume", "true"], env=env, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert_equal_weights(tmp_path / "whole", out)
@@ -67,7 +67,7 @@ def test_other_labels_are_not_gone_on_with(labels, tmp_path, capsys):
     told = config(labels, tmp_path / "run", data=data, resume=True, optim={"epochs": 1})
     train(told)
     train(dataclasses.replace(told, decoder="pyav"))
-    assert "goes on, but not exactly as it would have: decoder auto, now pyav" in capsys.readouterr().err
+    assert "is resumed, but not exactly as it would have ended: decoder auto, now pyav" in capsys.readouterr().err
     (tmp_path / "labels.csv").write_text(labels.read_text().replace(",93,", ",92,"))
     with pytest.raises(ValueError, match="the label file has changed"):
         train(told)

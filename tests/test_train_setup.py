@@ -10,9 +10,10 @@ import torch
 from training_runs import MODEL, config
 
 import sama
-from sama import train as training
-from sama.config import Data, LabelledSet, Model
-from sama.train import make_model, train
+from sama.training.config import Data, LabelledSet, Model
+from sama.training.loop import save_model, train
+from sama.training.ranks import Ranks
+from sama.training.setup import datasets, make_feed, make_model, parameter_groups, whiten
 
 pytestmark = pytest.mark.usefixtures("few_draws")
 
@@ -42,7 +43,7 @@ def test_labels_that_are_no_numbers_are_refused(labels, tmp_path):
 
 def test_the_head_learns_at_the_full_rate(labels, tmp_path):
     told = config(labels, tmp_path, optim={"lr": 2.0, "backbone_lr": 0.1})
-    head, rest = training.parameter_groups(make_model(told), told)
+    head, rest = parameter_groups(make_model(told), told)
     assert (head["lr"], rest["lr"]) == (2.0, 0.2)
     assert len(head["params"]) == 4 + 8  # of the tokens' head and of the statistics
 
@@ -51,10 +52,10 @@ def test_the_head_learns_at_the_full_rate(labels, tmp_path):
 def test_a_calibration_does_not_turn_the_order_around(labels, tmp_path, capsys, sign):
     """Scores that rise with the labels get a line onto their scale; those that fall get none, and that is said."""
     told = config(labels, tmp_path)
-    items = training.datasets(told)["val"]
-    scores = {"scores": {n: 0.1 * sign * item.mos for n, item in enumerate(items)}}
+    items = datasets(told)["val"]
+    scores = {n: 0.1 * sign * item.mos for n, item in enumerate(items)}
     path = tmp_path / "model.safetensors"
-    training.save_model(path, make_model(told), told, items, {"epoch": 0}, scores, items)
+    save_model(path, make_model(told), told, items, {"epoch": 0}, scores, items)
     line = sama.load_model(path, "cpu").metadata.get("calibration")
     if sign > 0:
         assert (line["slope"], line["intercept"]) == (pytest.approx(10), pytest.approx(0, abs=1e-6))
@@ -80,19 +81,19 @@ def test_test_sets_can_be_validated_on_as_published(labels, tmp_path):
     assert (tmp_path / "run" / "best.safetensors").exists()
     for wrong in (["d"], ["train"]):
         with pytest.raises(ValueError, match=f"data.validate names '{wrong[0]}'; the sets are b, c"):
-            training.datasets(config(a, tmp_path, data=dataclasses.replace(data, validate=wrong)))
+            datasets(config(a, tmp_path, data=dataclasses.replace(data, validate=wrong)))
     with pytest.raises(ValueError, match="8 files of set 'again' are in the training set too"):
-        training.datasets(config(a, tmp_path, data=dataclasses.replace(data, tests=[LabelledSet(a, name="again")])))
+        datasets(config(a, tmp_path, data=dataclasses.replace(data, tests=[LabelledSet(a, name="again")])))
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_a_whitened_embedding_gives_every_component_the_same_power(labels, tmp_path, device):
     told = config(labels, tmp_path, model=dataclasses.replace(MODEL, whiten=True))
-    items = training.datasets(told)["train"]
-    ranks = training.Ranks(0, 1, torch.device(device))
+    items = datasets(told)["train"]
+    ranks = Ranks(0, 1, torch.device(device))
     model = make_model(told).to(device)
-    training.whiten(model, told, items, ranks)
-    x = torch.cat([batch.x for batch in training.make_feed(told, items, ranks, train=True).epoch()])
+    whiten(model, told, items, ranks)
+    x = torch.cat([batch.x for batch in make_feed(told, items, ranks, train=True).epoch()])
     embed = model.backbone.patch_embed
     embedded = embed.proj(x).flatten(0, -2)
     torch.testing.assert_close(embedded[:, 96:], -embedded[:, :96], rtol=0, atol=1e-4)
@@ -106,18 +107,18 @@ def test_a_whitened_embedding_gives_every_component_the_same_power(labels, tmp_p
     measured = layers.measure(x)
     torch.testing.assert_close(layers.centre, measured.mean(0), rtol=0, atol=1e-4)
     torch.testing.assert_close(layers.deviation, measured.std(0, correction=0) + 0.01, rtol=1e-3, atol=1e-4)
-    training.whiten(model, told, items[:1], ranks)  # one clip: no deviation at all
+    whiten(model, told, items[:1], ranks)  # one clip: no deviation at all
     torch.testing.assert_close(layers.deviation, torch.full_like(layers.deviation, 0.01), rtol=0, atol=1e-4)
 
 
 def test_a_wide_embedding_is_whitened_from_strong_to_weak(labels, tmp_path):
     """Of a tiny model: as many components as there are, each once, the strongest first."""
     told = config(labels, tmp_path, model=Model(size="tiny", whiten=True))
-    items = training.datasets(told)["train"]
-    ranks = training.Ranks(0, 1, torch.device("cpu"))
+    items = datasets(told)["train"]
+    ranks = Ranks(0, 1, torch.device("cpu"))
     model = make_model(told)
-    training.whiten(model, told, items, ranks)
-    x = torch.cat([batch.x for batch in training.make_feed(told, items, ranks, train=True).epoch()]).flatten(0, -2)
+    whiten(model, told, items, ranks)
+    x = torch.cat([batch.x for batch in make_feed(told, items, ranks, train=True).epoch()]).flatten(0, -2)
     proj = model.backbone.patch_embed.proj
     assert 0.5 < proj(x)[:, :8].var(0).min() <= proj(x)[:, :8].var(0).max() < 2
     directions = (proj.weight / proj.weight.norm(dim=1, keepdim=True)).detach()
@@ -129,13 +130,13 @@ def test_a_wide_embedding_is_whitened_from_strong_to_weak(labels, tmp_path):
 
 def test_labels_are_standardised_for_training_alone(labels, tmp_path):
     told = config(labels, tmp_path, data=Data(labels=str(labels), standardise=True))
-    sets, ranks = training.datasets(told), training.Ranks(0, 1, torch.device("cpu"))
-    learnt = training.make_feed(told, sets["train"], ranks, train=True).labels
+    sets, ranks = datasets(told), Ranks(0, 1, torch.device("cpu"))
+    learnt = make_feed(told, sets["train"], ranks, train=True).labels
     plain = np.array([item.mos for item in sets["train"]])
     np.testing.assert_allclose(learnt, (plain - plain.mean()) / plain.std(), atol=1e-6)
-    same = training.make_feed(told, [dataclasses.replace(item, mos=5) for item in sets["train"]], ranks, train=True)
+    same = make_feed(told, [dataclasses.replace(item, mos=5) for item in sets["train"]], ranks, train=True)
     assert not same.labels.any()
-    assert training.make_feed(told, sets["val"], ranks).labels.tolist() == [item.mos for item in sets["val"]]
+    assert make_feed(told, sets["val"], ranks).labels.tolist() == [item.mos for item in sets["val"]]
 
 
 def test_a_run_that_can_read_nothing_is_an_error(labels, tmp_path):
@@ -155,7 +156,7 @@ def test_a_run_that_can_read_nothing_is_an_error(labels, tmp_path):
 def test_sets_do_not_replace_or_leak_into_each_other(labels, tmp_path):
     told = config(labels, tmp_path, data=Data(labels=str(labels), tests=[LabelledSet(str(labels), name="train")]))
     with pytest.raises(ValueError, match="two sets are called 'train'"):
-        training.datasets(told)
+        datasets(told)
     (tmp_path / "labels.csv").write_text("path,mos,content,split\na,1,x,train\nb,2,y,val\nc,3,x,test\n")
     with pytest.raises(ValueError, match="1 contents are in train and test: x"):
-        training.datasets(config(tmp_path / "labels.csv", tmp_path))
+        datasets(config(tmp_path / "labels.csv", tmp_path))

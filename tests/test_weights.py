@@ -1,5 +1,6 @@
 """Every checkpoint people hold, made small here: what is loaded, what is missing, what is refused."""
 
+import errno
 import io
 import json
 import os
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from sama.errors import CheckpointError
+from sama.errors import CheckpointError, OutputError
 from sama.models import ImageQuality, VideoQuality, build, load_weights, read_metadata, save_weights, swin2d, swin3d
 
 
@@ -292,14 +293,12 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     save_weights(nano(VideoQuality), path)
     old = path.read_bytes()
 
-    def full(target, content):
-        with open(target, "wb") as file:
-            file.write(b"half")
-        raise OSError("No space left on device")
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pathlib.Path.write_bytes", full)
-        with pytest.raises(OSError, match="No space"):
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OutputError, match="No space left on device; the file that was there is kept"):
             save_weights(nano(VideoQuality, 1), path)
     assert path.read_bytes() == old
     assert os.listdir(tmp_path) == ["mine.safetensors"]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from sama.config import Config, Data, Model, Optim, Sampling
-from sama.evaluate import evaluate_predictions
-from sama.train import train
+from sama.evaluation import evaluate_predictions
+from sama.training.config import Config, Data, Model, Optim, Sampling
+from sama.training.loop import train
 
 SAMPLING = Sampling(grid=(2, 2), fragment=(16, 16), clip_len=4, interval=1, num_clips=1)
 MODEL = Model(size="nano", dropout=0.0, drop_path=0.0)

@@ -5,7 +5,7 @@
         for n, frame in video.frames([0, 2, 4]):    # only these are decoded, and what they refer to
             ...
 
-A decoder is one file in this package with a class that follows `Video`, and one line in `DECODERS`.
+A decoder is one file in this package with a class that follows `Video`, and one entry in `DECODERS`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from os import PathLike, fsdecode
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
+from sama.decode import nvdec
 from sama.errors import InputError, MissingLibraryError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What is known of a video once it is open.
+    """Properties of an open video.
 
     num_frames      frames that a decode of the whole file gives, exact
     width, height   in pixels as displayed, after mirroring and rotation
@@ -52,11 +53,19 @@ class VideoInfo:
     pix_fmt: str
     index: Literal["packets", "decoding"]
 
+    def rgb_bytes(self, frames: int) -> int:
+        """Bytes of that many frames in RGB."""
+        return frames * self.width * self.height * 3
+
 
 class Video(Protocol):
-    """An open video. Different videos may be used from different threads at once, one video from one at a time."""
+    """An open video. Different videos may be used from different threads at once, one video from one at a time.
+
+    decoder: the name, in `DECODERS`, of the decoder that gives its frames
+    """
 
     info: VideoInfo
+    decoder: str
 
     def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, Frame]]:
         """Yield `(index, frame)` for each distinct index, in increasing order, whatever the order of `indices`.
@@ -67,6 +76,9 @@ class Video(Protocol):
 
     def seconds(self, indices: Iterable[int]) -> np.ndarray:
         """Times at which frames are shown, in seconds after the first one; float64, the length of `indices`."""
+
+    def held_bytes(self, clip_len: int) -> int:
+        """About how many bytes decoding a clip of `clip_len` frames holds at one time."""
 
     def close(self) -> None:
         """Give back file handles. Frames already yielded stay valid."""
@@ -79,7 +91,8 @@ class Video(Protocol):
 class Decoder(NamedTuple):
     """Where a decoder lives: `module.cls(path, threads=...)`, usable where `library` can be imported.
 
-    gpu: it takes `device=` too, and "auto" asks its module's `refusal` about each file, on a GPU only
+    gpu: it takes `device=` too; "auto" chooses it on a GPU only, for files that its module's `refusal` lets pass
+    batched: it is fastest where it decodes the clips of many files in one call
     """
 
     module: str
@@ -87,6 +100,7 @@ class Decoder(NamedTuple):
     library: str
     install: str
     gpu: bool = False
+    batched: bool = False
 
     def available(self) -> bool:
         try:
@@ -97,11 +111,19 @@ class Decoder(NamedTuple):
 
 DECODERS = {  # "auto" takes the first available one that is for the file; exact colours come first
     "nvcodec": Decoder(
-        "sama.decode.nvcodec", "NvcodecVideo", "PyNvVideoCodec", 'pip install "sama-vqa[nvcodec]"', True
+        "sama.decode.nvcodec", "NvcodecVideo", "PyNvVideoCodec", 'pip install "sama-vqa[nvcodec]"', gpu=True
     ),
-    "dali": Decoder("sama.decode.dali", "DaliVideo", "nvidia.dali", 'pip install "sama-vqa[dali]"', gpu=True),
+    "dali": Decoder(
+        "sama.decode.dali", "DaliVideo", "nvidia.dali", 'pip install "sama-vqa[dali]"', gpu=True, batched=True
+    ),
     "pyav": Decoder("sama.decode.pyav", "PyavVideo", "av", "pip install av"),
 }
+
+
+def check_decoder(name: str) -> None:
+    """InputError unless `name` is "auto" or a name in `DECODERS`; the text lists them."""
+    if name != "auto" and name not in DECODERS:
+        raise InputError(f"unknown decoder {name!r}; known: auto, {', '.join(DECODERS)}")
 
 
 def open_video(
@@ -114,15 +136,14 @@ def open_video(
     """Open a video file.
 
     decoder: a name in `DECODERS`, or "auto": for each file a GPU's decoder where there is a GPU, the decoder's library,
-        and a stream that both can decode; otherwise "pyav". A named decoder never falls back.
+        its driver, and a stream that they can decode; otherwise "pyav". A named decoder never falls back.
     threads: decoding threads of this video; None lets the decoder choose.
     device: where to decode, "cpu", "cuda" or "cuda:N"; None is a GPU where there is one. "pyav" decodes to main memory.
 
-    DecodeError where the file is missing or no readable video, or none for the named decoder; ValueError for an unknown
-    decoder or a bad thread count; ImportError where the decoder's library is not installed.
+    DecodeError where the file is missing or no readable video, or none for the named decoder; InputError for an unknown
+    decoder or a bad thread count; MissingLibraryError where the decoder's library is not installed.
     """
-    if decoder != "auto" and decoder not in DECODERS:
-        raise InputError(f"unknown decoder {decoder!r}; known: auto, {', '.join(DECODERS)}")
+    check_decoder(decoder)
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, or None; got {threads}")
     name = "pyav" if decoder == "auto" else decoder
@@ -139,9 +160,9 @@ def open_video(
 
 
 def _on_gpu(video: PyavVideo, device: str | torch.device | None) -> Video:
-    """The first GPU decoder that is for the file, or `video` itself."""
+    """The same file with the first GPU decoder that decodes it, or `video` itself."""
     candidates = [decoder for decoder in DECODERS.values() if decoder.gpu and decoder.available()]
-    if not candidates or str(device).startswith("cpu"):
+    if not candidates or str(device).startswith("cpu") or not nvdec.driver_available():
         return video
     import torch
 
@@ -154,5 +175,5 @@ def _on_gpu(video: PyavVideo, device: str | torch.device | None) -> Video:
         except (ImportError, OSError, RuntimeError):  # installed, but its driver is not
             continue
         if module.refusal(video, where) is None:
-            return getattr(module, decoder.cls)(video.info.path, device=where, index=video)
+            return getattr(module, decoder.cls)(video.info.path, device=where, source=video)
     return video

@@ -2,15 +2,15 @@
 
     requests (file, frames) --packet index--> checked numbers --one call of DALI--> RGB [n, H, W, 3] --> checked clips
 
-DALI numbers frames by their time stamps, as `sama.decode.pyav` does; the numbers, sizes and times come from there, and
-files that DALI would count otherwise are refused. What DALI does with bad input, and what is done about it:
+DALI numbers frames by their time stamps, as `sama.decode.packets` does. Numbers, sizes and times come from there; files
+that DALI would number otherwise are refused. What DALI does with bad input, and what this module does about it:
 
 - A batch with one bad file fails as a whole: it is decoded again file by file, and the bad one is named.
 - Frames that it cannot get may come out black, without an error: every black frame is compared with FFmpeg's.
 - It converts with BT.601 whatever the file says and interpolates chroma: `Frame.correction` undoes the linear part.
 - Duplicates make it jump back to the last key frame: it is asked for each frame once.
-- Its batches and tensors refer to each other, so that files and frames would stay in memory until Python's collector
-  finds them: it is called each time, for young objects only, which takes a millisecond.
+- Its batches and tensors refer to each other, so that files and frames would stay in memory until Python's garbage
+  collector finds them: each call runs it, for young objects only, which takes a millisecond.
 
 The CPU path is tested. The GPU path is the same code with another device, and was not run on a GPU yet.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from os import PathLike, fsdecode
@@ -28,10 +28,9 @@ import numpy as np
 import nvidia.dali.experimental.dynamic as ndd
 import torch
 
-from sama.decode import VideoInfo
 from sama.decode.nvdec import PLANES_8_BIT, gpu_decodable
-from sama.decode.pyav import Orientation, PyavVideo
-from sama.devices import pick_device
+from sama.decode.pyav import Orientation, PyavVideo, SourcedVideo
+from sama.devices import pick_device, thread_stream
 from sama.errors import DecodeError, InputError, without_traceback
 from sama.frames import Clip, Correction, Frame
 from sama.kernels import reference
@@ -52,14 +51,14 @@ class DaliDecoder:
     device: "cpu", "cuda" or "cuda:N"; None is the GPU where there is one
     threads: of DALI's pool; None shares DALI's default pool of this Python thread
     Use one decoder from one thread at a time.
-    ValueError for another device, RuntimeError for a GPU that is not there.
+    InputError for another device, DeviceError for a GPU that is not there.
     """
 
     def __init__(self, device: str | torch.device | None = None, *, threads: int | None = None):
         self.device = pick_device(device, numbered=True)
         if self.device.type not in ("cpu", "cuda"):
             raise InputError(f'DALI decodes on "cpu" or "cuda"; got {device}')
-        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._stream = thread_stream(self.device, "DALI") if self.device.type == "cuda" else None
         self._context = None
         if threads is not None:
             index = {"device_id": self.device.index} if self.device.type == "cuda" else {}
@@ -70,25 +69,25 @@ class DaliDecoder:
 
         requests: (path, or an open `DaliVideo`; frame numbers, int64 [n], in any order, any number of times)
         clips: layout "rgb", uint8 [n, H, W, 3] on the device, as displayed, with the correction of DALI's colours. In
-            main memory they share one piece, which is free once the last of a batch is let go. On a GPU each is copied
-            out of DALI's memory, of which DALI knows not when other streams have read it; it is ready for the stream
-            that is current here, and other streams have to be told of (`Tensor.record_stream`). Nothing waits for them.
-        ValueError where a request asks for no frames. Frames beyond the end of a file are that file's `DecodeError`.
+            main memory the clips of a batch share one allocation, freed with the last of them. On a GPU each is a copy,
+            because DALI does not know when other streams have read its memory; it is ready for the stream that is
+            current here, without waiting. Call `Tensor.record_stream` before using it in another one.
+        InputError where a request asks for no frames. Frames beyond the end of a file are that file's `DecodeError`.
         """
-        results: list[Clip | DecodeError | None] = [None] * len(requests)
+        results: dict[int, Clip | DecodeError] = {}
         jobs = []
         for place, (target, indices) in enumerate(requests):
             numbers = np.asarray(indices, np.int64)
             if numbers.ndim != 1 or not len(numbers):
                 raise InputError(f"a request needs a list of frame numbers, at least one; got shape {numbers.shape}")
             try:
-                video = target if isinstance(target, DaliVideo) else DaliVideo(target, decoder=self)
+                video = target if isinstance(target, DaliVideo) else DaliVideo(target, dali=self)
                 jobs.append(_Job.of(place, video, numbers))
             except DecodeError as error:
                 results[place] = without_traceback(error)
         for job, result in self._decode(jobs):
             results[job.place] = result
-        return results
+        return [results[place] for place in range(len(requests))]
 
     def _decode(self, jobs: list[_Job]) -> Iterator[tuple[_Job, Clip | DecodeError]]:
         """All jobs in one call; where that fails, each on its own."""
@@ -105,7 +104,7 @@ class DaliDecoder:
                     yield from self._decode([job])
             return
         gc.collect(1)
-        results = []
+        results: list[Clip | DecodeError] = []
         for job, tensor in zip(jobs, tensors):
             try:
                 with self._aside():
@@ -117,11 +116,13 @@ class DaliDecoder:
             current.wait_stream(self._stream)
             for clip in results:
                 if isinstance(clip, Clip):
-                    clip.planes[0].record_stream(current)
+                    plane = clip.planes[0]
+                    assert isinstance(plane, torch.Tensor)
+                    plane.record_stream(current)
         yield from zip(jobs, results)
 
     def _aside(self):
-        """A stream of its own, so that looking at frames does not wait for what else the GPU does."""
+        """Work in this decoder's stream, so that checking frames does not wait for the GPU's other work."""
         return torch.cuda.stream(self._stream) if self._stream else nullcontext()
 
     def _call(self, jobs: list[_Job]) -> list[torch.Tensor]:
@@ -135,13 +136,17 @@ class DaliDecoder:
             return [tensor.torch() for tensor in batch.tensors]
 
 
-class DaliVideo:
+class DaliVideo(SourcedVideo):
     """`sama.decode.Video` with DALI: frames are RGB torch tensors on the decoder's device.
 
-    path: a file; threads, device: as for `DaliDecoder`; decoder: one to share, in place of these
-    index: the open `PyavVideo` of the same file, if there is one already; it is closed with this video
+    path: a file
+    threads, device: as for `DaliDecoder`
+    dali: a `DaliDecoder` to share, in place of these
+    source: the open `PyavVideo` of the same file, if there is one already; it is closed with this video
     DecodeError where the file is no video, or none that DALI decodes on this device with known numbers and colours.
     """
+
+    decoder = "dali"
 
     def __init__(
         self,
@@ -149,57 +154,31 @@ class DaliVideo:
         *,
         threads: int | None = None,
         device: str | torch.device | None = None,
-        decoder: DaliDecoder | None = None,
-        index: PyavVideo | None = None,
+        dali: DaliDecoder | None = None,
+        source: PyavVideo | None = None,
     ):
-        path = fsdecode(path)
-        self.decoder = decoder or DaliDecoder(device, threads=threads)
-        self.index = index or PyavVideo(path)
-        self._closed = False
-        try:
-            problem = refusal(self.index, self.decoder.device)
-            if problem:
-                raise DecodeError(path, f"DALI cannot be used: {problem}; decoder pyav can")
-        except BaseException:
-            self.index.close()
-            raise
-        self.index.rest()
-        self.info: VideoInfo = self.index.info
-        self.orientation: Orientation = self.index.orientation
-        self.correction = correction_of(self.index)
-
-    def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, Frame]]:
-        """As `sama.decode.Video.frames`. `CHUNK_BYTES` of frames are decoded, and held, at a time."""
-        if self._closed:
-            raise InputError(f"{self.info.path}: the video is closed")
-        return self._frames(self.index.checked(indices))
+        self.dali = dali or DaliDecoder(device, threads=threads)
+        source = source or PyavVideo(fsdecode(path))
+        problem = refusal(source, self.dali.device)
+        super().__init__(source, problem and f"DALI cannot be used: {problem}")
+        self.orientation: Orientation = source.orientation
+        self.correction = correction_of(source)
 
     def _frames(self, wanted: list[int]) -> Iterator[tuple[int, Frame]]:
-        count = max(1, CHUNK_BYTES // (3 * self.info.width * self.info.height))
-        encoded = read_bytes(self.info.path) if wanted else None
+        """`CHUNK_BYTES` of frames are decoded, and held, at a time."""
+        if not wanted:
+            return
+        count = max(1, CHUNK_BYTES // self.info.rgb_bytes(1))
+        encoded = read_bytes(self.info.path)
         for start in range(0, len(wanted), count):
             chunk = wanted[start : start + count]
             job = _Job(0, self, encoded, np.array(chunk, np.int32), None)
-            ((_, clip),) = self.decoder._decode([job])
+            ((_, clip),) = self.dali._decode([job])
             if isinstance(clip, DecodeError):
                 raise clip
             for n, t in zip(chunk, range(len(clip))):
                 yield n, clip[t]
             del clip
-
-    def seconds(self, indices: Iterable[int]) -> np.ndarray:
-        """As `sama.decode.Video.seconds`."""
-        return self.index.seconds(indices)
-
-    def close(self) -> None:
-        self._closed = True
-        self.index.close()
-
-    def __enter__(self) -> DaliVideo:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
 
 @dataclass(frozen=True)
@@ -215,17 +194,18 @@ class _Job:
     @classmethod
     def of(cls, place: int, video: DaliVideo, numbers: np.ndarray) -> _Job:
         try:
-            video.index.checked(numbers)
+            video.source.checked(numbers)
         except IndexError as error:
             raise DecodeError(video.info.path, str(error).removeprefix(f"{video.info.path} ")) from error
         frames, places = np.unique(numbers, return_inverse=True)
+        encoded = read_bytes(video.info.path)
         if len(frames) == len(numbers):  # DALI puts them into any order itself
-            frames, places = numbers, None
-        return cls(place, video, read_bytes(video.info.path), frames.astype(np.int32), places)
+            return cls(place, video, encoded, numbers.astype(np.int32), None)
+        return cls(place, video, encoded, frames.astype(np.int32), places)
 
     def clip(self, tensor: torch.Tensor) -> Clip:
         """What was asked for, as displayed; DecodeError unless it is what the index promised."""
-        width, height = self.video.index.decoded_size
+        width, height = self.video.source.decoded_size
         path, expected = self.video.info.path, (len(self.frames), height, width, 3)
         if tuple(tensor.shape) != expected:
             raise DecodeError(path, f"DALI gave frames of shape {tuple(tensor.shape)}; its index says {expected}")
@@ -241,10 +221,10 @@ class _Job:
         return Clip("rgb", (tensor,), correction=self.video.correction)
 
     def _check_black(self, tensor: torch.Tensor):
-        """DecodeError where a frame is black here, but not in FFmpeg's hands."""
+        """DecodeError where DALI gave a black frame that FFmpeg decodes as another."""
         suspects = (~tensor[:, ::BLACK_STEP, ::BLACK_STEP].flatten(1).any(1)).nonzero()[:, 0].tolist()
         black = [int(self.frames[k]) for k in suspects if not tensor[k].any()]
-        for n, frame in self.video.index.frames(black):
+        for n, frame in self.video.source.frames(black):
             if int(reference.to_rgb(frame).max()) > BLACK:
                 reason = f"damaged: DALI gave frame {n} as black without an error, and it is not"
                 raise DecodeError(self.video.info.path, reason)
@@ -282,8 +262,9 @@ def numbering_problem(video: PyavVideo) -> str | None:
 
 
 def correction_of(video: PyavVideo) -> Correction | None:
-    """The correction of DALI's colours. Where the height is odd, FFmpeg interpolates chroma too, and drops nothing."""
+    """The correction of DALI's colours; where the height is odd, FFmpeg interpolates too, and drops no fractions."""
     floored = video.decoded_size[1] % 2 == 0
+    assert video.matrix is not None  # or `refusal` would have said so
     if video.matrix == MATRIX and not floored:
         return None
     return correction(MATRIX, video.matrix, video.full_range, floored=floored)

@@ -101,8 +101,10 @@ def _identify(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
         register_heif_opener()
     damage = None
     for form in IMAGE_FORMATS:
-        factory, accept = Image.OPEN.get(form, (None, None))
-        accepted = factory is not None and (accept is None or accept(start))
+        if form not in Image.OPEN:
+            continue
+        factory, accept = Image.OPEN[form]
+        accepted = accept is None or accept(start)
         if accepted and not isinstance(accepted, str):  # a string says that the format was left out of this Pillow
             file.seek(0)
             try:
@@ -163,7 +165,7 @@ def _turn(image: Image.Image) -> Turn:
     from PIL.ExifTags import Base
 
     try:
-        return _TURNS.get(image.getexif().get(Base.Orientation), _TURNS[1])
+        return _TURNS.get(image.getexif().get(Base.Orientation, 1), _TURNS[1])
     except Exception:  # whatever stands in the place of EXIF data, the pixels are there
         return _TURNS[1]
 

@@ -2,27 +2,29 @@
 
     packets of the wanted frames, from PyAV ──Annex B──> NVDEC ──> surfaces, numbered as they were sent ──> frames
 
-Numbers, sizes, times and the choice of packets are those of `sama.decode.pyav`. A packet goes to the GPU with its
+Numbers, sizes, times and the choice of packets are those of `sama.decode.packets`. A packet goes to the GPU with its
 frame's number in place of a time stamp and the surface comes back with it, so no frame can be taken for another.
 
 Only four things of the library are used: `CreateDecoder`, `PacketData`, `Decode`, and frames with `getPTS` and DLPack.
-This was written from the library's documentation and tested with a stand-in for these four; it was never run on a GPU.
+It was written from the library's documentation and tested with a stand-in for these four, never on a GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
 from os import PathLike, fsdecode
 
+import av
 import numpy as np
 import torch
 from av.bitstream import BitStreamFilterContext
 
 from sama.decode import VideoInfo
 from sama.decode.nvdec import gpu_decodable
-from sama.decode.pyav import PyavVideo, Source
-from sama.devices import pick_device
+from sama.decode.packets import Source
+from sama.decode.pyav import PyavVideo, SourcedVideo
+from sama.devices import pick_device, thread_stream
 from sama.errors import DecodeError, InputError, MissingLibraryError
 from sama.frames import Frame
 
@@ -37,13 +39,17 @@ CODECS = {"h264": "H264", "hevc": "HEVC", "vp8": "VP8", "vp9": "VP9", "av1": "AV
 FILTERS = {"h264": "h264_mp4toannexb,dump_extra", "hevc": "hevc_mp4toannexb,dump_extra"}
 
 
-class NvcodecVideo:
+class NvcodecVideo(SourcedVideo):
     """`sama.decode.Video` with PyNvVideoCodec: frames are "nv12" torch tensors on the GPU, of their own memory.
 
-    path: a file; device: "cuda" or "cuda:N", None is the current GPU; threads: taken for the protocol's sake, and not
-    used; index: the open `PyavVideo` of the same file, if there is one already; it is closed with this video
-    DecodeError where the file is no video, or none that this GPU decodes; RuntimeError where there is no GPU.
+    path: a file
+    threads: not used; every decoder takes it
+    device: "cuda" or "cuda:N"; None is the current GPU
+    source: the open `PyavVideo` of the same file, if there is one already; it is closed with this video
+    DecodeError where the file is no video, or none that this GPU decodes; DeviceError where there is no GPU.
     """
+
+    decoder = "nvcodec"
 
     def __init__(
         self,
@@ -51,43 +57,14 @@ class NvcodecVideo:
         *,
         threads: int | None = None,
         device: str | torch.device | None = None,
-        index: PyavVideo | None = None,
+        source: PyavVideo | None = None,
     ):
-        path = fsdecode(path)
         if torch.device(device or "cuda").type != "cuda":
             raise InputError(f'PyNvVideoCodec decodes on "cuda"; got {device}')
         self.device = pick_device(device or "cuda", numbered=True)
-        self.index = index or PyavVideo(path)
-        self._closed = False
-        try:
-            problem = refusal(self.index, self.device)
-            if problem:
-                raise DecodeError(path, f"the GPU cannot decode it: {problem}; decoder pyav can")
-        except BaseException:
-            self.index.close()
-            raise
-        self.index.rest()
-        self.info: VideoInfo = self.index.info
-
-    def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, Frame]]:
-        """As `sama.decode.Video.frames`. Memory does not grow with the number of frames."""
-        if self._closed:
-            raise InputError(f"{self.info.path}: the video is closed")
-        return self._frames(self.index.checked(indices))
-
-    def seconds(self, indices: Iterable[int]) -> np.ndarray:
-        """As `sama.decode.Video.seconds`."""
-        return self.index.seconds(indices)
-
-    def close(self) -> None:
-        self._closed = True
-        self.index.close()
-
-    def __enter__(self) -> NvcodecVideo:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        source = source or PyavVideo(fsdecode(path))
+        problem = refusal(source, self.device)
+        super().__init__(source, problem and f"the GPU cannot decode it: {problem}")
 
     def _frames(self, wanted: list[int]) -> Iterator[tuple[int, Frame]]:
         missing, early = list(reversed(wanted)), {}
@@ -104,32 +81,31 @@ class NvcodecVideo:
                     return
         raise DecodeError(self.info.path, f"damaged or cut short: frame {missing[-1]} did not come out of the GPU")
 
-    def _units(self, wanted: list[int]) -> Iterator[tuple[int, bytes]]:
+    def _units(self, wanted: list[int]) -> Generator[tuple[int, bytes], None, None]:
         """`(number of the frame, data)` of each packet as the GPU's parser reads them."""
         filtered = None
-        for number, source, packet in self.index.packets(wanted):
+        for n, source, packet in self.source.packets(wanted):
             if packet is None or filtered is None:
                 filtered = _filter(self.info.codec, source)
             if packet is not None:
-                pts = self.index.index.packets[number].pts
-                n = self.index.index.frame_of_pts.get(pts, -1) if self.index.index.packets[number].is_shown else -1
                 yield n, b"".join(bytes(unit) for unit in filtered(packet))
 
     def _frame(self, surface: torch.Tensor, n: int) -> Frame:
         """[H * 3/2, W] as planes, as displayed."""
-        width, height = self.index.decoded_size
+        width, height = self.source.decoded_size
         if tuple(surface.shape) != (height * 3 // 2, width):
             expected = f"{(height * 3 // 2, width)}, the NV12 surface of a {width}x{height} frame"
             raise DecodeError(
                 self.info.path, f"frame {n} came out of the GPU as {tuple(surface.shape)}, not {expected}"
             )
-        planes = surface[:height], surface[height:].unflatten(1, (width // 2, 2))
-        orientation = self.index.orientation
+        planes: tuple[torch.Tensor, ...] = surface[:height], surface[height:].unflatten(1, (width // 2, 2))
+        orientation = self.source.orientation
         if orientation.mirrored:
             planes = tuple(plane.flip(1) for plane in planes)
         if orientation.quarter_turns:
             planes = tuple(plane.rot90(orientation.quarter_turns, (0, 1)) for plane in planes)
-        return Frame("nv12", planes, matrix=self.index.matrix, full_range=self.index.full_range)
+        assert self.source.matrix is not None  # or `refusal` would have said so
+        return Frame("nv12", planes, matrix=self.source.matrix, full_range=self.source.full_range)
 
 
 class _Session:
@@ -137,10 +113,10 @@ class _Session:
 
     def __init__(self, info: VideoInfo, device: torch.device):
         self.info, self.device = info, device
-        self.stream = None
+        self.stream: torch.cuda.Stream | None = None
         with self._current():
             if device.type == "cuda":
-                self.stream = torch.cuda.Stream(device)
+                self.stream = thread_stream(device, "decoding")
             try:
                 self.decoder = PyNvVideoCodec.CreateDecoder(
                     gpuid=device.index or 0,
@@ -190,7 +166,7 @@ class _Session:
         return bool(numbered), frames
 
 
-def _filter(codec: str, source: Source):
+def _filter(codec: str, source: Source) -> Callable[[av.Packet], list[av.Packet]]:
     """A function of a packet that gives its data, in one or more packets, as the GPU's parser wants it."""
     if codec not in FILTERS:
         return lambda packet: [packet]

@@ -6,6 +6,9 @@ programming guide. Nothing here needs a GPU.
 
 from __future__ import annotations
 
+import ctypes
+import sys
+from functools import cache
 from typing import NamedTuple
 
 
@@ -28,6 +31,19 @@ TURING = (7, 5)
 HOPPER = (9, 0)
 AV1_FROM = (8, 6)  # compute capability; A100 (8.0) and Hopper (9.0) have no AV1
 PLANES_8_BIT = ("yuv420p", "yuvj420p")
+
+
+DRIVER_LIBRARY = "nvcuvid.dll" if sys.platform == "win32" else "libnvcuvid.so.1"
+
+
+@cache
+def driver_available() -> bool:
+    """Whether the driver's video decoding library can be loaded; containers often come without it."""
+    try:
+        ctypes.CDLL(DRIVER_LIBRARY)
+    except OSError:
+        return False
+    return True
 
 
 def gpu_decodable(codec: str, pix_fmt: str, width: int, height: int, *, capability: tuple[int, int]) -> str | None:

@@ -1,58 +1,50 @@
 """Decoding on the CPU with FFmpeg, through PyAV.
 
-    open:   read all packets, decode none but the first     -> which packet shows frame n, and which are key frames
+    open:   read all packets, decode none but the first      -> the index of `sama.decode.packets`
     frames: wanted frames -> runs of packets                 -> feed a run, keep what was asked for, jump to the next
 
-A run goes from the key frame before its first wanted frame to the last packet that a wanted frame needs. Frames in
-it that nothing refers to are skipped by the decoder where that is exact (`SKIPS_EXACTLY`).
-
-Reading all packets costs about 10 microseconds each, plus the reading of the file: a few milliseconds for a clip of
-ten seconds, a second for half an hour. Nothing less gives exact numbers at a variable frame rate.
+Frames of a run that nothing refers to are skipped by the decoder where that is exact (`packets.SKIPS_EXACTLY`).
 """
 
 from __future__ import annotations
 
 import math
-import os
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from typing import Any, Literal, Self
 
 import av
 import av.error
 import numpy as np
-from av.container import Flags
-from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from sama.decode import VideoInfo
+from sama.decode.packets import PacketIndex, Source, check_file, frame_seconds, read_packets
 from sama.errors import DecodeError, InputError
 from sama.frames import Frame, Matrix
 
-MAX_THREADS = 4
-THREAD_BYTES = 40 << 20  # of frames, one a thread: three threads at 2160p, one at 2160p with 10 bits
-MIN_JUMP = 8  # packets; decoding on is cheaper than emptying and refilling the decoder for fewer
-SEEK_BYTES = 16 << 20  # reading past fewer bytes is as fast as seeking, and cannot land in the wrong place
-
-# Decoders whose "NONREF" leaves out no frame that another one refers to.
-SKIPS_EXACTLY = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8"})
-# Side data that changes how all packets after it are read: such packets cannot be left out.
-STATEFUL_SIDE_DATA = ("new_extradata", "param_change")
-
-# Titles in another encoding are no error; from PyAV 19 on they never are.
-LENIENT_METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-
 MATRIX_OF_TAG: dict[int, Matrix] = {1: "bt709", 2: "bt601", 5: "bt601", 6: "bt601"}  # AVColorSpace; 2 is "unspecified"
 FULL_RANGE_TAG = 2  # AVCOL_RANGE_JPEG
+ROTATIONS: tuple[Literal[0, 90, 180, 270], ...] = (0, 90, 180, 270)
+DECODER_FRAMES = 20  # a decoder holds: the references of its codec, one frame per thread, and what is on its way
 
 
 class PyavVideo:
-    """`sama.decode.Video` with PyAV. threads: None for as many as there are cores and `default_threads` allows.
+    """`sama.decode.Video` with PyAV.
 
-    What other decoders go by, too: index (None where time stamps do not tell), decoded_size (width, height),
-    orientation, matrix (None: neither BT.601 nor BT.709), full_range, num_streams (video streams, cover pictures too).
+    threads: decoding threads; None for as many as there are cores and `packets.default_threads` allows
+
+    The GPU decoders read files through one of these, their `source`. Beside `Video`'s, they use its attributes
+
+    index          `PacketIndex`, None where time stamps do not tell which frames there are
+    decoded_size   (width, height) in pixels, before mirroring and rotation
+    orientation    from decoded to displayed
+    matrix         of the colours; None: neither BT.601 nor BT.709
+    full_range     of the colours
+    num_streams    video streams, cover pictures counted
     """
+
+    decoder = "pyav"
 
     def __init__(self, path: str, *, threads: int | None = None):
         check_file(path)
@@ -60,15 +52,15 @@ class PyavVideo:
         self._path = path
         self._threads = threads
         self._closed = False
-        self._source: Source | None = Source(path, threads)
+        source = Source(path, threads)
+        self._source: Source | None = source  # kept open for the first call of `frames`
         try:
-            self._open()
+            self._open(source)
         except BaseException:
             self.close()
             raise
 
-    def _open(self):
-        source = self._source
+    def _open(self, source: Source) -> None:
         packets, first = read_packets(source)
         if not packets:
             raise DecodeError(self._path, "its video stream holds no frames")
@@ -80,9 +72,9 @@ class PyavVideo:
         self.matrix, self.full_range = color_of(first)
         self.num_streams = len(source.container.streams.video)
         self.index = PacketIndex.of(packets, source, first)
+        pts: Sequence[int | None]
         if self.index is None:
-            self._source = None
-            source.close()
+            self.rest()
             pts = [frame.pts for frame in self._decode_all()]
             last_duration = None
         else:
@@ -101,7 +93,7 @@ class PyavVideo:
             num_frames=num_frames,
             width=self.decoded_size[turned],
             height=self.decoded_size[1 - turned],
-            rotation=90 * self.orientation.quarter_turns,
+            rotation=ROTATIONS[self.orientation.quarter_turns],
             mirrored=self.orientation.mirrored,
             fps=num_frames / duration,
             duration_seconds=duration,
@@ -122,7 +114,13 @@ class PyavVideo:
         self.checked(indices)
         return self._seconds[indices] if indices else np.empty(0)
 
+    def held_bytes(self, clip_len: int) -> int:
+        """As `sama.decode.Video.held_bytes`: what the decoder holds, whatever the length of the clip."""
+        bytes_per_sample = 2 if any(mark in self.info.pix_fmt for mark in ("10", "12", "16")) else 1
+        return DECODER_FRAMES * self.info.width * self.info.height * 3 // 2 * bytes_per_sample
+
     def close(self) -> None:
+        """As `sama.decode.Video.close`."""
         self._closed = True
         self.rest()
 
@@ -151,7 +149,7 @@ class PyavVideo:
         missing = list(reversed(wanted))
         reformatter = VideoReformatter()
         if self.index is not None:
-            for n, frame in self._decode_planned(wanted):
+            for n, frame in self._decode_planned(self.index, wanted):
                 missing.pop()
                 yield n, self._convert(n, frame, reformatter)
         if not missing:
@@ -169,18 +167,17 @@ class PyavVideo:
             f"{count} of {self.info.num_frames} frames are readable",
         )
 
-    def _decode_planned(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _decode_planned(self, index: PacketIndex, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """The wanted frames; fewer where the decoder's output does not agree with the index."""
-        index = self.index
         source = self._source or Source(self._path, self._threads)
         self._source = None
         try:
             for run in index.runs(wanted):
-                source = self.positioned(source, run)
+                source = source.positioned(index, run)
                 pending = list(reversed(run.frames))
                 for frame in source.decode_run(index, run):
                     self.decoded += 1
-                    n = index.frame_of_pts.get(frame.pts)
+                    n = None if frame.pts is None else index.frame_of_pts.get(frame.pts)
                     if pending and (n is None or n > pending[-1]):
                         return
                     if pending and n == pending[-1]:
@@ -190,34 +187,30 @@ class PyavVideo:
         finally:
             source.close()
 
-    def packets(self, wanted: list[int]) -> Iterator[tuple[int, Source, av.Packet | None]]:
-        """What a decoder that is not FFmpeg's needs for `wanted` (increasing numbers): `(number, source, packet)` in
-        file order, and None in place of a packet where some are left out before the next one."""
+    def packets(self, wanted: list[int]) -> Generator[tuple[int, Source, av.Packet | None], None, None]:
+        """What a decoder other than FFmpeg's needs for `wanted` (increasing numbers), in file order.
+
+        Yields `(n, source, packet)`, where n is the frame that the packet shows, -1 for none; packet is None where
+        packets are left out before the next one. InputError where the file has no index.
+        """
+        index = self.index
+        if index is None:
+            raise InputError(f"{self._path}: its time stamps do not tell which packet shows which frame")
         source = Source(self._path, self._threads)
         try:
             end = 0
-            for run in self.index.runs(wanted):
-                source = self.positioned(source, run)
+            for run in index.runs(wanted):
+                source = source.positioned(index, run)
                 if run.first != end:
-                    yield run.first, source, None
+                    yield -1, source, None
                 end = run.last + 1
                 for number, packet in source.packets():
                     if number >= run.first:
-                        yield number, source, packet
+                        yield index.frame_of_packet(number), source, packet
                     if number >= run.last:
                         break
         finally:
             source.close()
-
-    def positioned(self, source: Source, run: Run) -> Source:
-        """`source`, or a new one in its place, no further than the first packet of a run."""
-        index = self.index
-        if source.position > run.first or index.bytes_between(source.position, run.first) > SEEK_BYTES:
-            source.seek(index, run.first)
-        if source.position > run.first:  # the seek failed: read from the start
-            source.close()
-            source = Source(self._path, self._threads)
-        return source
 
     def _decode_all(self) -> Iterator[av.VideoFrame]:
         """Every frame from the start, without frame threads, which can lose frames at the end of a damaged file."""
@@ -245,6 +238,54 @@ class PyavVideo:
             raise DecodeError(self._path, reason) from error
 
 
+class SourcedVideo:
+    """What `Video`s of other decoders share: a `PyavVideo`, their `source`, gives the numbers, times and packets.
+
+    problem: why the decoder cannot take this file, or None
+    DecodeError, and the source closed, where there is a problem.
+    """
+
+    decoder: str
+
+    def __init__(self, source: PyavVideo, problem: str | None):
+        self.source = source
+        self.info = source.info
+        self._closed = False
+        if problem is not None:
+            self.close()
+            raise DecodeError(self.info.path, f"{problem}; decoder pyav can")
+        source.rest()
+
+    def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, Frame]]:
+        """As `sama.decode.Video.frames`. Memory does not grow with the number of frames."""
+        if self._closed:
+            raise InputError(f"{self.info.path}: the video is closed")
+        return self._frames(self.source.checked(indices))
+
+    def _frames(self, wanted: list[int]) -> Iterator[tuple[int, Frame]]:
+        """The frames of distinct numbers in increasing order."""
+        raise NotImplementedError
+
+    def seconds(self, indices: Iterable[int]) -> np.ndarray:
+        """As `sama.decode.Video.seconds`."""
+        return self.source.seconds(indices)
+
+    def held_bytes(self, clip_len: int) -> int:
+        """As `sama.decode.Video.held_bytes`: the clip."""
+        return self.info.rgb_bytes(clip_len)
+
+    def close(self) -> None:
+        """As `sama.decode.Video.close`; closes the source too."""
+        self._closed = True
+        self.source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
 @dataclass(frozen=True)
 class Orientation:
     """Decoded to displayed: mirror left and right, then turn counter-clockwise by quarters."""
@@ -255,7 +296,7 @@ class Orientation:
     @classmethod
     def of(cls, frame: av.VideoFrame) -> Orientation:
         """From the display matrix `(a, b, _, c, d, ...)`: x' = a*x + c*y, y' = b*x + d*y, y pointing down."""
-        matrix = frame.side_data.get("DISPLAYMATRIX")
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
         if matrix is None:
             return cls()
         a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
@@ -280,8 +321,8 @@ def to_frame(frame: av.VideoFrame, orientation: Orientation, reformatter: VideoR
     chroma: both go through RGB.
     """
     matrix, full_range = color_of(frame)
-    planar = frame.format.name in ("yuv420p", "yuvj420p") and matrix is not None and frame.height % 2 == 0
-    if not planar or (frame.width % 2 and orientation.flips_columns):
+    planar = frame.format.name in ("yuv420p", "yuvj420p") and frame.height % 2 == 0
+    if matrix is None or not planar or (frame.width % 2 and orientation.flips_columns):
         rgb = reformatter.reformat(frame, format="rgb24")
         return Frame("rgb", (orientation.view(plane_view(rgb.planes[0], 3).reshape(rgb.height, rgb.width, 3)),))
     return Frame(
@@ -300,296 +341,6 @@ def color_of(frame: av.VideoFrame) -> tuple[Matrix | None, bool]:
 
 def plane_view(plane: av.video.plane.VideoPlane, bytes_per_pixel: int = 1) -> np.ndarray:
     """uint8 `[height, width * bytes_per_pixel]` on the plane's own memory, which it keeps alive."""
-    rows = np.frombuffer(plane, np.uint8).reshape(plane.height, abs(plane.line_size))
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, abs(plane.line_size))
     rows = rows[:, : plane.width * bytes_per_pixel]
     return rows if plane.line_size > 0 else rows[::-1]
-
-
-@dataclass(frozen=True)
-class Packet:
-    """What the index needs of one packet. pts and duration are in the stream's time base, None where unknown."""
-
-    pts: int | None
-    duration: int | None
-    size: int
-    is_key: bool
-    is_shown: bool
-    is_damaged: bool
-    is_stateful: bool
-    layer: int
-
-
-@dataclass
-class Run:
-    """Packets `first..last` in file order, of which `frames` (numbers, increasing) are wanted."""
-
-    first: int
-    last: int
-    frames: list[int]
-
-
-class PacketIndex:
-    """Which packet shows which frame, for files whose time stamps tell. Packets are numbered in file order.
-
-    packet_of_frame [N], frame_pts [N], frame_of_pts {pts: n}: the N frames in the order they are shown
-    skippable [P]: packets that the decoder may leave out where their frame is neither wanted nor referred to
-    """
-
-    def __init__(self, packets: list[Packet], *, codec: str, intra_only: bool):
-        shown = [number for number, packet in enumerate(packets) if packet.is_shown]
-        self.packet_of_frame = sorted(shown, key=lambda number: packets[number].pts)
-        self.frame_pts = [packets[number].pts for number in self.packet_of_frame]
-        self.frame_of_pts = {pts: n for n, pts in enumerate(self.frame_pts)}
-        self.number_of = {(packet.pts, packet.size): number for number, packet in enumerate(packets)}
-        self.packets = packets
-        self.keys = [number for number, packet in enumerate(packets) if packet.is_key]
-        self.intra_only = intra_only
-        top_layer = max(packet.layer for packet in packets)
-        self.skippable = [codec in SKIPS_EXACTLY and packet.layer == top_layer for packet in packets]
-        self._end = np.cumsum([packet.size for packet in packets])
-
-    @classmethod
-    def of(cls, packets: list[Packet], source: Source, first: av.VideoFrame) -> PacketIndex | None:
-        """None where packets do not tell which frames a decode gives, or in which order.
-
-        That is: no or equal time stamps; a start in the middle of a group of pictures, whose frames may be lost;
-        interlaced video, where a packet may be half a frame; AVI, which stores no time stamps and whose packets may
-        hold no frame or two; packets cut short; packets that change the decoder's state, or the palette.
-        """
-        shown = [packet.pts for packet in packets if packet.is_shown]
-        start = packets[0]
-        if any(packet.pts is None for packet in packets) or len(set(shown)) < len(shown) or first.pts not in shown:
-            return None
-        if not start.is_key or min(shown) < start.pts or first.interlaced_frame:
-            return None
-        if first.format.name == "pal8" or any(packet.is_stateful for packet in packets[1:]):
-            return None
-        if any(packet.is_damaged for packet in packets) or (source.format == "avi" and not source.intra_only):
-            return None
-        return cls(packets, codec=source.codec, intra_only=source.intra_only)
-
-    def runs(self, wanted: list[int]) -> list[Run]:
-        """The packets to feed for `wanted` (increasing): runs apart by more than `MIN_JUMP` packets."""
-        runs: list[Run] = []
-        for n in wanted:
-            key, last = self.key_before(n), self.packet_of_frame[n]
-            if not runs or key > runs[-1].last + MIN_JUMP:
-                runs.append(Run(key, last, []))
-            runs[-1].last = max(runs[-1].last, last)
-            runs[-1].frames.append(n)
-        return runs
-
-    def key_before(self, n: int) -> int:
-        """Last key packet from which frame `n` can be decoded: sent and shown no later than the frame itself.
-
-        Frames sent after a key frame but shown before it may refer to frames before the key frame.
-        """
-        at = bisect_right(self.keys, self.packet_of_frame[n]) - 1
-        while at > 0 and self.packets[self.keys[at]].pts > self.frame_pts[n]:
-            at -= 1
-        return self.keys[max(at, 0)]
-
-    def bytes_between(self, first: int, last: int) -> int:
-        """Size of packets `first..last - 1`."""
-        return int(self._end[last - 1] - self._end[first - 1]) if 0 < first < last else 0
-
-
-class Source:
-    """One open container, its video stream and decoder; `position` is the number of the packet to be read next."""
-
-    def __init__(self, path: str, threads: int | None, *, thread_type: str = "AUTO"):
-        self.container = open_container(path)
-        try:
-            self.stream = video_stream(path, self.container)
-        except BaseException:
-            self.container.close()
-            raise
-        self.context = self.stream.codec_context
-        self.context.thread_type = thread_type
-        self.context.thread_count = threads or default_threads(self.context)
-        self.position = 0
-        self.error = ""  # the decoder's last complaint
-        self._packets = self._demux()
-
-        self.format = self.container.format.name
-        self.codec = self.context.codec.canonical_name
-        self.intra_only = self.context.codec.intra_only
-        self.time_base = self.stream.time_base
-        self.nominal_fps = float(self.stream.average_rate or self.stream.guessed_rate or 25)
-
-    def close(self):
-        self._packets = iter(())
-        self.container.close()
-
-    def packets(self) -> Iterator[tuple[int, av.Packet]]:
-        """`(number, packet)` from `position` on; the end of the file is where FFmpeg cannot read on."""
-        for packet in self._packets:
-            self.position += 1
-            yield self.position - 1, packet
-
-    def _demux(self) -> Iterator[av.Packet]:
-        try:
-            for packet in self.container.demux(self.stream):
-                if packet.size:  # an empty one would tell the decoder that the file has ended
-                    yield packet
-        except av.error.FFmpegError as error:
-            self.error = error.strerror
-        except IndexError:  # PyAV, at the end of a damaged file whose streams have become more on the way
-            pass
-
-    def seek(self, index: PacketIndex, number: int):
-        """Go to packet `number`; `position` is past it where that failed."""
-        self.position = len(index.packets)
-        try:
-            self.container.seek(index.packets[number].pts, stream=self.stream)
-        except av.error.FFmpegError:
-            return
-        packets = self._demux()
-        for packet in packets:
-            at = index.number_of.get((packet.pts, packet.size), -1)
-            if at >= number:
-                break
-        else:
-            return
-        self.position = at
-        self._packets = chain([packet], packets)
-
-    def decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
-        """Frames that come out once `packet` has gone in; None empties the decoder. Damage is passed over."""
-        try:
-            return self.context.decode(packet)
-        except av.error.FFmpegError as error:
-            if isinstance(error, MemoryError):
-                raise
-            self.error = error.strerror
-            return []
-
-    def decode_alone(self, packet: av.Packet) -> list[av.VideoFrame]:
-        """Frames of one packet at once; leaves the decoder empty."""
-        frames = self.decode(packet) + self.decode(None)
-        self.context.flush_buffers()
-        return frames
-
-    def decode_run(self, index: PacketIndex, run: Run) -> Iterator[av.VideoFrame]:
-        """The wanted frames of a run and some more, in the order they are shown; leaves the decoder empty."""
-        wanted = {index.packet_of_frame[n] for n in run.frames}
-        for number, packet in self.packets():
-            if number in wanted or (number >= run.first and not index.intra_only):
-                self.context.skip_frame = "NONREF" if number not in wanted and index.skippable[number] else "DEFAULT"
-                yield from self.decode(packet)
-            if number >= run.last:
-                break
-        yield from self.decode(None)
-        self.context.flush_buffers()
-
-
-def read_packets(source: Source) -> tuple[list[Packet], av.VideoFrame | None]:
-    """All packets, and the first frame that can be decoded."""
-    packets: list[Packet] = []
-    first: list[av.VideoFrame] = []
-    nal_length = hevc_nal_length(source.context.extradata) if source.codec == "hevc" else 0
-    for number, packet in source.packets():
-        if not first:
-            first = (source.decode_alone(packet) if number == 0 else []) or source.decode(packet)
-        hidden = source.codec == "vp8" and not memoryview(packet)[0] & 0x10  # its show_frame bit
-        packets.append(
-            Packet(
-                pts=packet.pts,
-                duration=packet.duration,
-                size=packet.size,
-                is_key=packet.is_keyframe,
-                is_shown=not (hidden or packet.is_discard),
-                is_damaged=packet.is_corrupt,
-                is_stateful=packet.is_keyframe and any(map(packet.has_sidedata, STATEFUL_SIDE_DATA)),
-                layer=hevc_layer(memoryview(packet), nal_length) if source.codec == "hevc" else 0,
-            )
-        )
-    first = first or source.decode(None)
-    return packets, first[0] if first else None
-
-
-def default_threads(context: av.VideoCodecContext) -> int:
-    """No more than the machine has, nor than `MAX_THREADS`, nor than hold `THREAD_BYTES` of frames, one each."""
-    components = context.format.components if context.format else ()
-    frame_bytes = sum(part.width * part.height * (2 if part.bits > 8 else 1) for part in components)
-    return max(1, min(MAX_THREADS, os.cpu_count() or 1, THREAD_BYTES // max(frame_bytes, 1)))
-
-
-def hevc_nal_length(extradata: bytes | None) -> int:
-    """Bytes of the length before each unit in MP4 and Matroska (ISO 14496-15, 8.3.3.1); 0: start codes instead."""
-    return (extradata[21] & 3) + 1 if extradata and len(extradata) > 21 and extradata[0] == 1 else 0
-
-
-def hevc_layer(data: memoryview, nal_length: int) -> int:
-    """Temporal layer of a picture: one in a lower layer may be called unused and still serve the layers above."""
-    at = 0
-    while True:
-        if nal_length:
-            start = at + nal_length
-            at = start + int.from_bytes(data[at:start])
-        else:
-            start = at = bytes(data).find(b"\0\0\1", at) + 3
-            if start < 3:
-                return 0
-        if start + 2 > len(data):
-            return 0
-        if (data[start] >> 1) & 63 < 32:  # a slice of the picture
-            return (data[start + 1] & 7) - 1
-
-
-def frame_seconds(pts: list[int | None], source: Source) -> np.ndarray:
-    """float64 `[N]`: time stamps in seconds after the first, or equal steps where they are missing or out of order."""
-    if None not in pts and all(a < b for a, b in pairwise(pts)):
-        return (np.array(pts, np.int64) - pts[0]) * float(source.time_base)
-    return np.arange(len(pts)) / source.nominal_fps
-
-
-def check_file(path: str):
-    """DecodeError for what is no readable file at all."""
-    if not os.path.exists(path):
-        raise DecodeError(path, "no such file")
-    if not os.path.isfile(path):
-        raise DecodeError(path, "a directory, not a file" if os.path.isdir(path) else "not a regular file")
-    try:
-        with open(path, "rb"):
-            pass
-    except OSError as error:
-        raise DecodeError(path, f"cannot be opened: {error.strerror}") from error
-    if not os.path.getsize(path):
-        raise DecodeError(path, "the file is empty")
-
-
-def open_container(path: str) -> av.container.InputContainer:
-    try:
-        container = av.open(f"file:{path}", **LENIENT_METADATA)
-    except (av.error.FFmpegError, OSError) as error:
-        with open(path, "rb") as file:
-            is_mp4 = file.read(8)[4:] == b"ftyp"
-        if isinstance(error, EOFError):
-            reason = "it ends before its first frame"
-        elif is_mp4:
-            reason = "an MP4 or MOV file cut short or damaged: its table of contents (moov) cannot be read"
-        else:
-            reason = f"not a video file that FFmpeg can read ({error.strerror})"
-        raise DecodeError(path, reason) from error
-    if container.format.name == "concat":
-        container.close()
-        raise DecodeError(path, "a list of other files, not a video")
-    container.flags &= ~Flags.gen_pts.value  # a guess is worse than none
-    return container
-
-
-def video_stream(path: str, container: av.container.InputContainer) -> av.video.stream.VideoStream:
-    """The first video stream that is not a cover picture."""
-    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
-    if not streams or container.format.name == "tty":
-        found = "text" if container.format.name == "tty" else describe_streams(container)
-        raise DecodeError(path, f"has no video stream; found: {found}")
-    if streams[0].codec_context is None:
-        raise DecodeError(path, "FFmpeg has no decoder for its video stream")
-    return streams[0]
-
-
-def describe_streams(container: av.container.InputContainer) -> str:
-    kinds = ["cover picture" if stream.type == "video" else stream.type for stream in container.streams]
-    return ", ".join(sorted(set(kinds))) or "nothing"

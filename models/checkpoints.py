@@ -1,32 +1,34 @@
-"""Checkpoints: read any that people hold, write our own.
+"""Checkpoints: load the weights that people hold into our models, and write our own.
 
-All key surgery of the project is in this file: one renaming function a source, from the file's names to ours. Pickled
-files are read with `torch.load(weights_only=True)`; of NumPy they may hold numbers, nothing else.
+All key surgery of the project is in this file: for each source of checkpoints one function renames the keys of its
+files to ours. `sama.models.reading` reads the files.
 """
 
 from __future__ import annotations
 
-import _codecs
 import json
 import os
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sama.errors import CheckpointError
+from sama.files import replace_file
+from sama.models.reading import OWN, read_file
 from sama.models.swin2d import ImageQuality
 from sama.models.swin3d import VideoQuality
 
-WRAPPERS = ("state_dict", "model")  # keys under which a file's weights may lie
-MODELS = {"video": VideoQuality, "image": ImageQuality}
-SETTINGS = {
+Model = VideoQuality | ImageQuality
+
+WRAPPERS = ("state_dict", "model")  # keys of a file that its weights may be under
+BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")  # derived from a model's shape
+MODELS: dict[str, type[Model]] = {"video": VideoQuality, "image": ImageQuality}
+SETTINGS: dict[str, dict[str, Any]] = {
     "video": {"grid": [7, 7], "fragment": [32, 32], "clip_len": 32, "interval": 2, "num_clips": 4},
     "image": {"grid": [8, 8], "fragment": [32, 32]},
 }
@@ -34,10 +36,11 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a checkpoint's weights.
+    """Which weights of a checkpoint were loaded into a model.
 
-    `loaded` and `missing` are the model's names; missing ones kept their values. `dropped` are the file's names.
-    `notes` say what was guessed.
+    `source` is where the checkpoint comes from. `loaded` and `missing` are names of the model's parameters and buffers;
+    missing ones kept their values. `dropped` are the names in the file that the model has no use for. `notes` say what
+    was guessed.
     """
 
     source: str
@@ -54,21 +57,21 @@ class LoadReport:
 
 
 class Built(NamedTuple):
-    """A model in evaluation mode, how to sample for it, and what its file held."""
+    """A model in evaluation mode, the settings to sample for it, and what was loaded from its file."""
 
-    model: nn.Module
+    model: Model
     metadata: dict[str, Any]
     report: LoadReport
 
 
-def load_weights(model: nn.Module, weights: str | os.PathLike | Mapping[str, Any]) -> LoadReport:
-    """Loads a checkpoint of any known source into a `VideoQuality` or `ImageQuality`.
+def load_weights(model: Model, weights: str | os.PathLike[str] | Mapping[str, Any]) -> LoadReport:
+    """Loads a checkpoint of any known source into a model.
 
-    `weights` is a file or what it holds. Nothing is changed unless everything fits. A relative-position table of
-    another window size is refused, not interpolated.
+    `weights` is the path of a file, or the dictionary in it. The model changes only if everything fits.
 
-    Raises `CheckpointError` for a file that is refused, unreadable, unknown, of the other kind of model, or of other
-    shapes, and `FileNotFoundError`.
+    `CheckpointError` for a file that is refused, damaged or unknown, and for weights of the other kind of model or of
+    other shapes (relative-position tables of another window size are not interpolated); OSError for a file that cannot
+    be opened.
     """
     checkpoint = _read(weights)
     source = _recognise(checkpoint)
@@ -80,16 +83,19 @@ def load_weights(model: nn.Module, weights: str | os.PathLike | Mapping[str, Any
     return _load(model, checkpoint, source)
 
 
-def build(path: str | os.PathLike, *, mode: str | None = None) -> Built:
-    """The model that a file was made for, loaded and in evaluation mode, with its settings and a report.
+def build(path: str | os.PathLike[str], *, mode: str | None = None) -> Built:
+    """Makes the model that a file holds the weights of, and loads them.
 
-    Our own files say which model they hold. Others are the published "tiny" ones, with the published sampling. SAMA's
-    and FAST-VQA's files have the same names inside: which of them it is, and so the mode, is told by the file's name,
-    else by its `validation_results`, unless `mode` is given; `report.notes` says so.
+    Our own files say which model they hold. All others are of the published "tiny" model, with the published sampling.
+    `mode` is the sampling mode. Without it, our own files say it, and for the others it follows from the source. SAMA's
+    and FAST-VQA's files have the same keys: the name of the file decides between them, else its `validation_results`,
+    and `report.notes` says so.
+
+    `CheckpointError` as in `load_weights`, and for a file whose metadata describe no model; OSError likewise.
     """
     checkpoint = _read(path)
     source = _recognise(checkpoint)
-    notes = []
+    notes: list[str] = []
     if checkpoint.metadata:
         metadata = dict(checkpoint.metadata)
         if metadata.get("kind") not in MODELS:
@@ -103,7 +109,7 @@ def build(path: str | os.PathLike, *, mode: str | None = None) -> Built:
         if source.mode is None:
             metadata["mode"], why = _sama_or_fast_vqa(checkpoint)
             if mode is None:
-                notes.append(f"mode {metadata['mode']!r} is told from {why}; give mode= if that is wrong")
+                notes.append(f"mode {metadata['mode']!r} is guessed from {why}; give mode= if that is wrong")
     if mode is not None:
         metadata["mode"] = mode
     try:
@@ -114,53 +120,40 @@ def build(path: str | os.PathLike, *, mode: str | None = None) -> Built:
     return Built(model.eval(), metadata, report)
 
 
-def save_weights(model: nn.Module, path: str | os.PathLike, *, metadata: Mapping[str, Any] | None = None) -> None:
-    """Writes a safetensors file that `build` can make the model from; the file appears whole or not at all.
+def save_weights(model: Model, path: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None) -> None:
+    """Writes a safetensors file from which `build` makes the model again; the file appears whole or not at all.
 
-    `metadata` is anything JSON can hold: mode, grid, fragment, clip_len, interval, num_clips, whole_clips, data,
+    `metadata` is anything that JSON can hold: mode, grid, fragment, clip_len, interval, num_clips, whole_clips, data,
     calibration. The model's kind, size and options are added.
+
+    TypeError for metadata that JSON cannot hold, `OutputError` where the file cannot be written; an old file is kept
+    then.
     """
     from safetensors.torch import save
 
     own = {"format": OWN, "kind": model.kind, "size": model.size, "options": model.options}
     header = {k: json.dumps(v) for k, v in {**(metadata or {}), **own}.items()}
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(save(tensors, metadata=header))  # `save_file` lets nobody but its owner read the file
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """The metadata of one of our files, without its weights; empty for any other file."""
-    return _read_header(path) if _is_safetensors(path) else {}
-
-
-# Reading
+    replace_file(path, save(tensors, metadata=header))  # safetensors' own `save_file` would let only the owner read it
 
 
 @dataclass(frozen=True)
 class _Checkpoint:
+    """The tensors of a checkpoint, and what its file says about them."""
+
     name: str  # for messages
     tensors: dict[str, Tensor]
     wrapping: tuple[str, ...] = ()  # keys of the file's outer dictionary
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def _read(weights: str | os.PathLike | Mapping[str, Any]) -> _Checkpoint:
-    name, metadata = "the state dict", {}
-    if not isinstance(weights, Mapping):
-        name = os.fspath(weights)
-        if _is_safetensors(weights):
-            from safetensors.torch import load_file
-
-            metadata, weights = _read_header(weights), load_file(weights)
-        else:
-            weights = _unpickle(name)
-    inner = weights
+def _read(weights: str | os.PathLike[str] | Mapping[str, Any]) -> _Checkpoint:
+    """The tensors of a file, or of the dictionary in it, without what is wrapped around them."""
+    if isinstance(weights, Mapping):
+        name, (content, metadata) = "the state dict", (weights, dict[str, Any]())
+    else:
+        name, (content, metadata) = os.fspath(weights), read_file(weights)
+    inner: Any = content
     for wrapper in WRAPPERS:
         if isinstance(inner, Mapping) and isinstance(inner.get(wrapper), Mapping):
             inner = inner[wrapper]
@@ -170,72 +163,19 @@ def _read(weights: str | os.PathLike | Mapping[str, Any]) -> _Checkpoint:
     tensors = {str(k): v for k, v in inner.items() if isinstance(v, Tensor)}
     if tensors and all(k.startswith("module.") for k in tensors):
         tensors = {k.removeprefix("module."): v for k, v in tensors.items()}
-    return _Checkpoint(name, tensors, () if inner is weights else tuple(map(str, weights)), metadata)
-
-
-def _is_safetensors(path: str | os.PathLike) -> bool:
-    """The format opens with its header's length, eight bytes, and the header, in JSON."""
-    with open(path, "rb") as f:
-        return f.read(9)[8:] == b"{"
-
-
-def _read_header(path: str | os.PathLike) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as f:
-            header = f.metadata() or {}
-    except SafetensorError as error:
-        raise CheckpointError(f"{os.fspath(path)} is not a whole safetensors file: {error}") from error
-    return {k: json.loads(v) for k, v in header.items()} if header.get("format") == json.dumps(OWN) else {}
-
-
-def _unpickle(path: str) -> Any:
-    try:
-        with torch.serialization.safe_globals(_numpy_numbers()):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it asks for {found[1]}" if found else "it is damaged, or holds more than plain data"
-        raise CheckpointError(
-            f"{path} is refused: {what}, and unpickling that could run any code. A checkpoint may hold tensors, "
-            "numbers, strings, lists and dictionaries"
-        ) from error
-    except OSError:
-        raise
-    except Exception as error:  # what a damaged file raises depends on where it is damaged
-        what = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{path} is neither a PyTorch nor a safetensors file, or is cut short: {what}") from error
-
-
-def _number(dtype: np.dtype, data: bytes) -> np.generic:
-    """Stands in for NumPy's own unpickling of a scalar, which takes object dtypes too."""
-    if dtype.kind not in "biuf" or not isinstance(data, bytes):
-        raise pickle.UnpicklingError(f"got a NumPy scalar of {dtype = }, expected a number")
-    return np.frombuffer(data, dtype)[0]
-
-
-def _numpy_numbers() -> list:
-    """What pickled NumPy numbers, of NumPy 1 and 2, need to be allowed."""
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    dtypes = {type(np.dtype(t)) for t in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}
-    return [*((_number, name) for name in names), np.dtype, *dtypes, _codecs.encode]
-
-
-# Sources: a renaming function takes a file's name to ours, or to None where it is dropped.
-
-OWN = "our own"
-_BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")
+    return _Checkpoint(name, tensors, () if inner is content else tuple(map(str, content)), metadata)
 
 
 @dataclass(frozen=True)
 class _Source:
+    """Where checkpoints come from: how to recognise them, and how to rename their keys."""
+
     name: str
     kind: str
-    mark: str  # a name that only this source has
-    rename: Callable[[str], str | None]
+    mark: str  # a key that only this source has
+    rename: Callable[[str], str | None]  # a key of the file to ours; None drops it
     mode: str | None = "sama"
-    ndim: int | None = None  # of the marked tensor, where the name alone does not tell
+    ndim: int | None = None  # of the marked tensor, where the key alone does not decide
 
 
 def _own(name: str) -> str | None:
@@ -268,7 +208,7 @@ def _image_sama(name: str) -> str | None:
 
 
 def _swin_v2(name: str) -> str | None:
-    """Published files merge patches at the end of a stage, timm at the start of the next."""
+    """Published files count the merging of patches to the stage before it, timm to the one after it."""
     name = re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.", name)
     return _swin_v2_timm(name)
 
@@ -279,7 +219,7 @@ def _swin_v2_timm(name: str) -> str | None:
 
 def _replace_prefix(name: str, prefixes: dict[str, str]) -> str | None:
     for old, new in prefixes.items():
-        if name.startswith(old) and not name.endswith(_BUFFERS):
+        if name.startswith(old) and not name.endswith(BUFFERS):
             return new + name.removeprefix(old)
     return None
 
@@ -313,7 +253,7 @@ def _recognise(checkpoint: _Checkpoint) -> _Source:
 
 
 def _sama_or_fast_vqa(checkpoint: _Checkpoint) -> tuple[str, str]:
-    """The mode, and what told it."""
+    """The sampling mode, and what it was guessed from."""
     name = Path(checkpoint.name).name.lower()
     if "sama" in name:
         return "sama", "the file's name"
@@ -324,16 +264,18 @@ def _sama_or_fast_vqa(checkpoint: _Checkpoint) -> tuple[str, str]:
     return "fragments", "its having no validation_results"
 
 
-def _load(model: nn.Module, checkpoint: _Checkpoint, source: _Source, notes: list[str] | None = None) -> LoadReport:
+def _load(model: Model, checkpoint: _Checkpoint, source: _Source, notes: list[str] | None = None) -> LoadReport:
+    """Copies the weights of a checkpoint into a model, if all of them have the right shapes."""
     own = model.state_dict()
-    found, dropped, wrong = {}, [], []
+    found: dict[str, Tensor] = {}
+    dropped, wrong = [], []
     for theirs, tensor in checkpoint.tensors.items():
         ours = source.rename(theirs)
-        if ours not in own:
+        if ours is None or ours not in own:
             dropped.append(theirs)
             continue
         found[ours] = tensor
-        if tensor.ndim > own[ours].ndim:  # convolutions whose kernel is the whole patch or one token
+        if tensor.ndim > own[ours].ndim:  # a convolution whose kernel is one patch or one token
             found[ours] = tensor.flatten(own[ours].ndim - 1)
         if found[ours].shape != own[ours].shape:
             wrong.append((theirs, tuple(tensor.shape), tuple(own[ours].shape)))
@@ -353,7 +295,7 @@ def _load(model: nn.Module, checkpoint: _Checkpoint, source: _Source, notes: lis
 
 
 def _summary(names: tuple[str, ...]) -> list[str]:
-    """Names that differ in numbers only, on one line."""
+    """Lines for names; names that differ only in numbers share one."""
     groups: dict[str, int] = {}
     for name in names:
         pattern = re.sub(r"(?<=\.)\d+(?=\.)", "*", name)

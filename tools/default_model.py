@@ -1,8 +1,8 @@
 """Measure a model that was trained on the demo set, and package it as the one that `sama score` uses by default.
 
     python -m sama.train --config default                        # trains it
-    python bench/default_model.py runs/default/last.safetensors  # measures and packages it, with its card
-    python bench/default_model.py                                # measures the packaged one, and leaves it as it is
+    python tools/default_model.py runs/default/last.safetensors  # measures and packages it, with its card
+    python tools/default_model.py                                # measures the packaged one, and leaves it as it is
 
 Everything is measured by scoring files with the public API: the demo's test split, whose contents, strengths and some
 kinds of degradation the model has not seen, and six further collages of the training photographs, up to 1920x1080. The
@@ -24,18 +24,20 @@ import numpy as np
 from tqdm import tqdm
 
 import sama
-from sama import demo
-from sama.data import Item, read_labels, with_split
-from sama.evaluate import calibration, srocc_by_content
+from sama.corpus.degrade import UNSEEN
+from sama.corpus.make import Settings, make
+from sama.corpus.sources import ALL_CONTENTS, PACKAGES, SOURCES, SPLITS
+from sama.evaluation import calibration, srocc_by_content
+from sama.labels import Item, read_labels, with_split
 from sama.metrics import bootstrap, metrics
 from sama.model import DEFAULT_WEIGHTS
 from sama.models import build, save_weights
-from sama.report import with_pristine
-from sama.score import score_files
+from sama.scoring import score_files
+from sama.training.report import with_pristine
 
 BARS = {"seen": 0.85, "unseen": 0.6}  # mean SROCC within a content: over all kinds trained on; of each other kind
-LARGE = demo.Settings(tuple(f"large-collage-{n}" for n in range(900, 906)))
-APART = 10  # label points between two versions whose order is told
+LARGE = Settings(tuple(f"large-collage-{n}" for n in range(900, 906)))
+APART = 10  # least difference in label points between two versions whose order counts
 CARD = DEFAULT_WEIGHTS.with_suffix(".md")
 
 
@@ -46,8 +48,8 @@ def main() -> int:
     )
     parser.add_argument("--data", type=Path, default=Path("runs/demo-data-full"), help="the demo set, made if need be")
     options = parser.parse_args()
-    items = read_labels(demo.make(options.data, size="full"))
-    large = read_labels(demo.make(f"{options.data}-large", size=LARGE))
+    items = read_labels(make(options.data, size="full"))
+    large = read_labels(make(f"{options.data}-large", size=LARGE))
     if options.weights:
         package(options.weights, with_split(items, "val"))
     found = {"test": measure(with_split(items, "test")), "large": measure(large)}
@@ -60,35 +62,41 @@ def main() -> int:
 
 
 def package(weights: Path, validation: list[Item]):
-    """The checkpoint, to be scored on up to four whole clips, calibrated on the validation set."""
+    """Write the packaged model: the checkpoint, scoring up to four whole clips, calibrated on the validation set."""
     built = build(weights)
     metadata = built.metadata | {"num_clips": 4, "whole_clips": True}
     with tempfile.TemporaryDirectory() as folder:
         uncalibrated = Path(folder) / "uncalibrated.safetensors"
         save_weights(built.model, uncalibrated, metadata=metadata)
         prediction = predict(validation, uncalibrated)
-    told = calibration("logistic", [prediction[item.path] for item in validation], [i.mos for i in validation], "demo")
+    scores, labels = [prediction[item.path] for item in validation], [item.mos for item in validation]
+    metadata["calibration"] = calibration("logistic", scores, labels, "demo")
     DEFAULT_WEIGHTS.parent.mkdir(exist_ok=True)
-    save_weights(built.model, DEFAULT_WEIGHTS, metadata=metadata | {"calibration": told})
+    save_weights(built.model, DEFAULT_WEIGHTS, metadata=metadata)
 
 
 def predict(items: list[Item], weights: Path = DEFAULT_WEIGHTS) -> dict[str, float]:
     """Scores by path."""
     model = sama.load_model(weights)
     rows = score_files([item.path for item in items], model, workers=os.cpu_count())
-    rows = list(tqdm(rows, total=len(items), desc="scoring", unit="file", leave=False, disable=None))
-    failed = [f"{row.path}: {row.reason}" for row in rows if row.status != "ok"]
+    scores, failed = {}, []
+    for row in tqdm(rows, total=len(items), desc="scoring", unit="file", leave=False, disable=None):
+        if row.status == "ok" and row.score is not None:
+            scores[row.path] = row.score
+        else:
+            failed.append(f"{row.path}: {row.reason}")
     if failed:
         raise RuntimeError(f"{len(failed)} files could not be scored: {failed[0]}")
-    return {row.path: row.score for row in rows}
+    return scores
 
 
 @dataclass(frozen=True)
 class Found:
-    """SROCC of a set.
+    """What was measured on a set.
 
-    sizes: smallest and largest
-    srocc, interval: over all files of kinds trained on; within: the same within each content
+    sizes: the smallest and the largest, width x height
+    srocc, interval: SROCC over all files of the kinds trained on, and its 95 % interval over contents
+    within: the same SROCC within each content
     pairs: share of pairs of versions of a content, labels `APART` apart, in the right order
     kinds: SROCC of a content's pristine version and those of a kind, mean over contents
     """
@@ -105,7 +113,7 @@ class Found:
 
 def measure(items: list[Item]) -> Found:
     prediction = predict(items)
-    seen = [item for item in items if item.extra["kind"] not in demo.UNSEEN]
+    seen = [item for item in items if item.extra["kind"] not in UNSEEN]
     contents = {item.group for item in items}
     kinds = sorted({item.extra["kind"] for item in items} - {"pristine"})
     pairs = [
@@ -115,7 +123,7 @@ def measure(items: list[Item]) -> Found:
     ]
     scores, labels = [prediction[item.path] for item in seen], [item.mos for item in seen]
     interval = bootstrap(scores, labels, groups=[item.group for item in seen], seed=0)["srocc"]
-    sizes = sorted({demo.ALL_CONTENTS[name][2:4] for name in contents}, key=np.prod)
+    sizes = sorted({(ALL_CONTENTS[name].width, ALL_CONTENTS[name].height) for name in contents}, key=np.prod)
     return Found(
         len(items),
         len(contents),
@@ -129,8 +137,8 @@ def measure(items: list[Item]) -> Found:
 
 
 def reached(test: Found) -> dict[str, bool]:
-    """Whether each bar was reached, by what it is about; NaN reaches none."""
-    new = {kind: value for kind, value in test.kinds.items() if kind in demo.UNSEEN}
+    """Whether each bar of the project was reached, by its description; NaN reaches none."""
+    new = {kind: value for kind, value in test.kinds.items() if kind in UNSEEN}
     within = {f"{BARS['seen']} within a content": mean(test.within) >= BARS["seen"]}
     return within | {f"{BARS['unseen']} on {kind}": value >= BARS["unseen"] for kind, value in new.items()}
 
@@ -140,7 +148,7 @@ def mean(values: dict[str, float]) -> float:
 
 
 def results(found: dict[str, Found]) -> str:
-    """What was found, as Markdown."""
+    """The measurements as Markdown."""
     test, large = found["test"], found["large"]
     lines = [
         "| | files | contents | sizes | SROCC (95 % over contents) | SROCC within a content | pairs in order |",
@@ -152,7 +160,7 @@ def results(found: dict[str, Found]) -> str:
             f"| {name} | {f.files} | {f.contents} | {f.sizes} | {f.srocc:.3f} ({interval}) | {mean(f.within):.3f} | "
             f"{f.pairs:.1%} |"
         )
-    bars = "; ".join(f"{about} {'reached' if is_so else 'MISSED'}" for about, is_so in reached(test).items())
+    bars = "; ".join(f"{bar} {'reached' if met else 'MISSED'}" for bar, met in reached(test).items())
     worst_first = sorted(test.within.items(), key=lambda entry: entry[1])
     lines += [
         "",
@@ -167,24 +175,24 @@ def results(found: dict[str, Found]) -> str:
         "|---|---|---|",
     ]
     for kind, value in test.kinds.items():
-        lines.append(f"| {kind} | {'no' if kind in demo.UNSEEN else 'yes'} | {value:.3f} |")
+        lines.append(f"| {kind} | {'no' if kind in UNSEEN else 'yes'} | {value:.3f} |")
     lines += ["", "Of a kind: the order of a content's pristine version and its two degraded ones of that kind."]
     return "\n".join(lines)
 
 
 def card(items: list[Item], text: str) -> str:
     built = build(DEFAULT_WEIGHTS)
-    metadata, counts = built.metadata, {split: len(with_split(items, split)) for split in demo.SPLITS}
+    metadata, counts = built.metadata, {split: len(with_split(items, split)) for split in SPLITS}
     sources = defaultdict(list)
-    for name, source in demo.SOURCES.items():
-        package = demo.PACKAGES.get(source.package, source.package)
+    for name, source in SOURCES.items():
+        package = PACKAGES.get(source.package, source.package)
         where = f"{source.file} of {package}; " if package else ""
         sources[source.split].append(f"- `{name}`: {where}{source.license}")
     return CARD_TEXT.format(
         parameters=sum(p.numel() for p in built.model.parameters()) / 1e3,
         results=text,
         contents=len({item.group for item in with_split(items, "train")}),
-        sources="\n\n".join(f"{split}:\n\n" + "\n".join(sources[split]) for split in demo.SPLITS),
+        sources="\n\n".join(f"{split}:\n\n" + "\n".join(sources[split]) for split in SPLITS),
         epochs=metadata["training"]["epochs"],
         seed=metadata["training"]["seed"],
         top=metadata["calibration"]["beta"][0],
@@ -198,10 +206,10 @@ def card(items: list[Item], text: str) -> str:
 CARD_TEXT = """# The default model
 
 What `sama score` uses without `--weights`: a nano model without its Swin backbone, that is the scene statistics
-alone (`SceneStatistics` in `models/swin3d.py`): means and deviations of the log strengths of 96 components of patches
-in three ranges of scales, how far the fragments lie apart, how much neighbouring frames differ, and a network of three
-layers over them; {parameters:.0f} thousand parameters. It reads a clip of {clip_len} frames as {grid} fragments of
-{fragment} pixels, mode `{mode}`. A score is the mean over up to {num_clips} clips of a video.
+alone (`SceneStatistics` in `models/statistics.py`): means and deviations of the log strengths of 96 components of
+patches in three ranges of scales, how far the fragments lie apart, how much neighbouring frames differ, and a network
+of three layers over them; {parameters:.0f} thousand parameters. It reads a clip of {clip_len} frames as {grid}
+fragments of {fragment} pixels, mode `{mode}`. A score is the mean over up to {num_clips} clips of a video.
 
 **For** putting versions of the same video in order (encodes, filters, sizes), and for finding those that are badly
 blurred, noisy, enlarged, jerky or compressed. It works offline, on a CPU.
@@ -215,7 +223,7 @@ with published scores of SAMA, FAST-VQA or DOVER: for those give `--weights`. It
 ## How well
 
 The test split holds contents and strengths that it was not trained on, and three kinds of degradation, marked "no".
-`python bench/default_model.py` measures it again.
+`python tools/default_model.py` measures it again.
 
 {results}
 
@@ -226,14 +234,14 @@ The test split holds contents and strengths that it was not trained on, and thre
 photographs between synthetic shapes, those to train on filmed as by cameras of all kinds (soft, sharpened, grainy,
 pale, lightly compressed), then degraded by codecs and filters at graded strengths. The label, 0 to 100, is measured:
 `sqrt((1 - MS-SSIM) * GMSD)` against the original, relative to what fixed degradations give on the same content, and
-the delay of dropped frames (`sama/demo.py`).
+the delay of dropped frames (`sama/corpus/label.py`).
 
 {sources}
 
 ## Recipe
 
 `python -m sama.train --config default`: {epochs} epochs, seed {seed}, the averaged weights of the last epoch; all
-settings are in `sama/configs/default.yaml`. Then `python bench/default_model.py runs/default/last.safetensors`, which
+settings are in `sama/configs/default.yaml`. Then `python tools/default_model.py runs/default/last.safetensors`, which
 wrote this card. The `mos` that the command prints is the score on the labels' scale, by a logistic curve fitted on the
 validation split; it runs from {bottom:.0f} to {top:.0f}.
 """

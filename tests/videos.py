@@ -11,7 +11,55 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
+from sama.frames import Frame
+
 os.environ.setdefault("SVT_LOG", "0")  # the AV1 encoder writes to the terminal otherwise
+
+IRREGULAR_MS = np.cumsum(np.random.default_rng(5).integers(3, 90, 60)).tolist()
+PYRAMID = {"bf": "5", "x264-params": "b-pyramid=normal:keyint=16:min-keyint=16:scenecut=0"}
+X265 = "log-level=none:keyint=12:min-keyint=12:bframes=4:pools=1:frame-threads=1"
+
+CLIPS = {
+    # file: (codec, arguments of write_video, how its frames are numbered)
+    "h264.mp4": ("libx264", {"options": PYRAMID}, "packets"),
+    "h264.mov": ("libx264", {"options": PYRAMID}, "packets"),
+    "h264.mkv": ("libx264", {"options": PYRAMID}, "packets"),
+    "h264.flv": ("libx264", {"options": PYRAMID}, "packets"),
+    "h264.ts": ("libx264", {"options": PYRAMID}, "packets"),
+    "h264.avi": ("libx264", {"options": PYRAMID}, "decoding"),
+    "h264.264": ("libx264", {"options": PYRAMID, "format": "h264"}, "decoding"),
+    "h264-one-gop.mp4": ("libx264", {"options": {"bf": "3", "g": "250"}}, "packets"),
+    "h264-no-b.mp4": ("libx264", {"options": {"bf": "0", "g": "10"}}, "packets"),
+    "h264-all-key.mp4": ("libx264", {"options": {"g": "1"}}, "packets"),
+    "h264-open-gop.mp4": (
+        "libx264",
+        {"options": {"bf": "3", "x264-params": "open-gop=1:keyint=8:min-keyint=8:scenecut=0:b-pyramid=normal"}},
+        "packets",
+    ),
+    "h264-open-gop.ts": ("libx264", {"options": {"bf": "3", "x264-params": "open-gop=1:keyint=8"}}, "packets"),
+    "h264-intra-refresh.mp4": ("libx264", {"options": {"x264-params": "intra-refresh=1:keyint=12"}}, "packets"),
+    "h264-interlaced.mp4": ("libx264", {"options": {"x264-params": "interlaced=1:keyint=10"}}, "decoding"),
+    "h264-vfr.mp4": ("libx264", {"num_frames": 60, "times_ms": IRREGULAR_MS, "options": PYRAMID}, "packets"),
+    "h264-from-7s.mkv": ("libx264", {"times_ms": range(7000, 8600, 40), "options": PYRAMID}, "packets"),
+    "h264-from-7s.ts": ("libx264", {"times_ms": range(7000, 8600, 40), "options": PYRAMID}, "packets"),
+    "h264-vfr.mkv": ("libx264", {"num_frames": 60, "times_ms": IRREGULAR_MS, "options": PYRAMID}, "packets"),
+    "vp9-65x48.webm": ("libvpx-vp9", {"size": (65, 48), "options": {"g": "15"}}, "packets"),
+    "vp9-64x49.webm": ("libvpx-vp9", {"size": (64, 49), "options": {"g": "15"}}, "packets"),
+    "hevc.mp4": ("libx265", {"options": {"x265-params": X265}}, "packets"),
+    "hevc-open-gop.mkv": ("libx265", {"options": {"x265-params": X265 + ":open-gop=1"}}, "packets"),
+    "hevc-layers.mp4": ("libx265", {"options": {"x265-params": X265 + ":temporal-layers=3"}}, "packets"),
+    "hevc.ts": ("libx265", {"options": {"x265-params": X265}}, "packets"),
+    "vp9.webm": ("libvpx-vp9", {"options": {"g": "15", "lag-in-frames": "12", "auto-alt-ref": "1"}}, "packets"),
+    "vp8.webm": ("libvpx", {"options": {"g": "15"}}, "packets"),
+    "av1.mp4": ("libsvtav1", {"options": {"preset": "12", "g": "16"}}, "packets"),
+    "av1.webm": ("libsvtav1", {"options": {"preset": "12", "g": "16"}}, "packets"),
+    "mjpeg.avi": ("mjpeg", {"pix_fmt": "yuvj420p"}, "packets"),
+    "mpeg4.mp4": ("mpeg4", {"options": {"bf": "2", "g": "12"}}, "packets"),
+    "mpeg4.avi": ("mpeg4", {"options": {"bf": "2", "g": "12"}}, "decoding"),
+    "mpeg2.ts": ("mpeg2video", {"options": {"bf": "2", "g": "12"}}, "packets"),
+    "mpeg2.mpg": ("mpeg2video", {"options": {"bf": "2", "g": "12"}}, "decoding"),
+    "ffv1.mkv": ("ffv1", {}, "packets"),
+}
 
 
 def picture(n: int, width: int, height: int) -> np.ndarray:
@@ -101,3 +149,13 @@ def set_display_matrix(path: Path, a: int, b: int, c: int, d: int) -> None:
     """Set the 2x2 part of an MP4 track's display matrix: x' = a*x + c*y, y' = b*x + d*y (1, 0 or -1 each)."""
     one = 1 << 16
     patch_box(path, b"tkhd", 40, [a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30])
+
+
+def assert_same(frame: Frame, expected: av.VideoFrame) -> None:
+    """To the bit: planes where the decoder's planes are passed on, FFmpeg's RGB otherwise."""
+    if frame.layout == "i420":
+        got, want = frame.planes, planes_of(expected)
+    else:
+        got, want = frame.planes, [expected.to_ndarray(format="rgb24")]
+    for got_plane, want_plane in zip(got, want, strict=True):
+        np.testing.assert_array_equal(got_plane, want_plane)

@@ -1,9 +1,8 @@
-"""Label files: what is in them, how they are split, and whether they and their files can be trusted.
+"""Label files: the items that they list, and how those are split for training and testing.
 
     items = read_labels("labels_test.txt", "LSVQ/")          # every form below, told from its content
     train, test = protocol_split(items, k=0)                 # one of the protocol's random 80/20 splits
     train, val = named_split(read_labels("mine.csv"))        # by the file's own column `split`
-    print(check("mine.csv", "videos/"))                      # missing, unreadable, double, leaking, ...
 
 | set | form |
 |---|---|
@@ -11,7 +10,7 @@
 | KonIQ-10k | CSV with a header; `image_name`, `MOS_zscore` |
 | SPAQ | no header; `name score`, white space between |
 | KADID-10k | CSV with a header; `dist_img, ref_img, dmos, var`, where a higher dmos is better |
-| your own | CSV with a header; `path,mos`, and what you like of `content` (or `group`), `split`, anything else |
+| your own | CSV with a header; `path,mos`, and if you like `content` (or `group`), `split`, further columns |
 
 A CSV may be separated by comma, semicolon or tab. Blank lines are skipped; UTF-8 with or without BOM, UTF-16 with one.
 """
@@ -20,17 +19,16 @@ from __future__ import annotations
 
 import codecs
 import csv
-import hashlib
 import math
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NoReturn
 
 from sama.errors import InputError, LabelError
-from sama.files import printable
 
 PATHS = ("path", "file", "filename", "file_name", "name", "video", "video_name", "image", "image_name", "dist_img")
 LABELS = ("mos", "mos_zscore", "label")
@@ -47,7 +45,7 @@ FORMS = """known forms:
 class Item:
     """One labelled file.
 
-    path: as it can be opened: the file's entry, joined to the root
+    path: the entry of the label file joined to the root, so that it can be opened
     mos: the label, a finite number on the data set's own scale, higher is better
     group: content that must not lie on both sides of a split: KADID's reference image, column `content` or `group`;
         else the path
@@ -62,14 +60,14 @@ class Item:
     extra: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
-def read_labels(path: str | os.PathLike, root: str | os.PathLike | None = None) -> list[Item]:
+def read_labels(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> list[Item]:
     """The items of a label file of any known form, in its order.
 
     root: the folder that its entries are relative to; None is the label file's own folder
     The first bad line is a `LabelError` with its number, and so are a file without any item, and one path with two
     different labels. A path that comes twice with one label is kept twice; `check` reports it.
     """
-    labels = _parse(path, root)
+    labels = parse_labels(path, root)
     if labels.problems:
         more = f" (and {len(labels.problems) - 1} more bad lines)" if len(labels.problems) > 1 else ""
         raise LabelError(labels.problems[0] + more)
@@ -129,8 +127,8 @@ def leakage(splits: Mapping[str, Iterable[Item]]) -> dict[str, tuple[str, ...]]:
 
 
 @dataclass
-class _Labels:
-    """A parsed file: `form` in words, good items with their line numbers, and what is wrong with the other lines."""
+class ParsedLabels:
+    """A parsed label file: its form in words, the good items with their line numbers, and the problems of bad lines."""
 
     form: str
     items: list[Item]
@@ -139,10 +137,14 @@ class _Labels:
 
 
 class _LineError(ValueError):
-    """got and expected of one line."""
+    """One bad line: what was got and what was expected."""
 
 
-def _parse(path: str | os.PathLike, root: str | os.PathLike | None) -> _Labels:
+def parse_labels(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> ParsedLabels:
+    """Parse a label file of any known form and collect the problems of its lines instead of raising at the first.
+
+    `LabelError` where no line can be made out. Parameters as in `read_labels`.
+    """
     name = os.fsdecode(path)
     text = _text(name)
     root = os.path.dirname(name) if root is None else os.fsdecode(root)
@@ -150,7 +152,7 @@ def _parse(path: str | os.PathLike, root: str | os.PathLike | None) -> _Labels:
     if first is None:
         raise LabelError(f"{name}: the file is empty, expected lines with a path and a label")
     form, rows = _rows(name, text, first)
-    labels = _Labels(form, [], [], [])
+    labels = ParsedLabels(form, [], [], [])
     seen: dict[str, tuple[int, float]] = {}
     for number, row in rows:
         try:
@@ -159,7 +161,7 @@ def _parse(path: str | os.PathLike, root: str | os.PathLike | None) -> _Labels:
         except _LineError as error:
             labels.problems.append(f"{name}, line {number}: {error}")
             continue
-        before, label = seen.setdefault(_key(item.path), (number, item.mos))
+        before, label = seen.setdefault(path_key(item.path), (number, item.mos))
         if label != item.mos:
             labels.problems.append(
                 f"{name}, line {number}: got the label {item.mos:g} for {entry['path']}, "
@@ -191,7 +193,7 @@ def _text(name: str) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def _rows(name: str, text: list[str], first: int):
+def _rows(name: str, text: list[str], first: int) -> tuple[str, Iterable[tuple[int, Callable[[], dict[str, Any]]]]]:
     """The form in words, and pairs of a line number and a function that gives its entry or raises `_LineError`."""
     line = text[first]
     for delimiter in ",;\t":
@@ -217,6 +219,7 @@ def _columns(name: str, number: int, header: list[str], lower: list[str]) -> tup
     if double:
         raise LabelError(f"{name}, line {number}: got the column {double[0]!r} twice in the header, expected it once")
     if {"dist_img", "ref_img", "dmos"} <= set(lower):
+        wanted: dict[str, tuple[str, ...]]
         form, wanted = "dist_img, ref_img, dmos (KADID-10k)", {"path": ("dist_img",), "mos": ("dmos",)}
     elif {"image_name", "mos_zscore"} <= set(lower):
         form, wanted = "image_name, MOS_zscore (KonIQ-10k)", {"path": ("image_name",), "mos": ("mos_zscore",)}
@@ -235,14 +238,16 @@ def _columns(name: str, number: int, header: list[str], lower: list[str]) -> tup
     return form, columns
 
 
-def _csv_rows(text: list[str], first: int, delimiter: str, header: list[str], columns: dict[str, int]):
-    def entry(cells: list[str]) -> dict:
+def _csv_rows(
+    text: list[str], first: int, delimiter: str, header: list[str], columns: dict[str, int]
+) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
+    def entry(cells: list[str]) -> dict[str, Any]:
         if len(cells) != len(header):
             raise _LineError(
                 f"got {len(cells)} columns in {_short(delimiter.join(cells))}, expected {len(header)} as in the "
                 f"header; a name with a {delimiter!r} must be in quotes"
             )
-        known = {what: cells[k].strip() for what, k in columns.items()}
+        known: dict[str, Any] = {what: cells[k].strip() for what, k in columns.items()}
         rest = {title: cell.strip() for k, (title, cell) in enumerate(zip(header, cells)) if k not in columns.values()}
         return known | {"extra": rest}
 
@@ -254,17 +259,17 @@ def _csv_rows(text: list[str], first: int, delimiter: str, header: list[str], co
         except StopIteration:
             return
         except csv.Error as error:
-            yield number, lambda error=error: _raise(_LineError(f"got a line that is no CSV: {error}"))
+            yield number, partial(_raise, _LineError(f"got a line that is no CSV: {error}"))
             continue
         if any(cell.strip() for cell in cells):
-            yield number, lambda cells=cells: entry(cells)
+            yield number, partial(entry, cells)
 
 
-def _raise(error: Exception):
+def _raise(error: Exception) -> NoReturn:
     raise error
 
 
-def _four_columns(line: str) -> dict:
+def _four_columns(line: str) -> dict[str, Any]:
     """`path, duration, fps, mos`; commas in the path are allowed, with or without quotes."""
     if line.lstrip().startswith('"'):
         cells = next(csv.reader([line], skipinitialspace=True))
@@ -281,7 +286,7 @@ def _four_columns(line: str) -> dict:
     return {"path": cells[0], "mos": cells[3]}
 
 
-def _two_columns(line: str) -> dict:
+def _two_columns(line: str) -> dict[str, Any]:
     """`name score`; the name may have spaces."""
     cells = line.strip().rsplit(None, 1)
     if len(cells) != 2:
@@ -289,17 +294,19 @@ def _two_columns(line: str) -> dict:
     return {"path": cells[0], "mos": cells[1]}
 
 
-def _item(root: str, path: str, mos: str, group: str = "", split: str = "", extra: Mapping | None = None) -> Item:
+def _item(
+    root: str, path: str, mos: str, group: str = "", split: str = "", extra: Mapping[str, str] | None = None
+) -> Item:
     if not path:
         raise _LineError("got an empty path, expected the name of a file")
     if not _is_number(mos) or not math.isfinite(float(mos)):
         raise _LineError(f"got {_short(mos) if mos else 'nothing'} for the label of {path}, expected a finite number")
     joined = os.path.join(root, path)
-    return Item(joined, float(mos), group or _key(joined), split, extra or {})
+    return Item(joined, float(mos), group or path_key(joined), split, extra or {})
 
 
-def _key(path: str) -> str:
-    """The same for every way to write a path."""
+def path_key(path: str) -> str:
+    """A normal form of the path, so that two spellings of one path are equal."""
     return os.path.normpath(path)
 
 
@@ -314,189 +321,3 @@ def _is_number(cell: str) -> bool:
 def _short(line: str) -> str:
     line = line.strip()
     return repr(line if len(line) <= 80 else f"{line[:77]}...")
-
-
-PUBLISHED = {  # items of the sets of each form; LSVQ's as its published training log counts them, the others' papers
-    "path, duration, fps, mos": {
-        "LSVQ training": 28056,
-        "LSVQ test": 7182,
-        "KoNViD-1k": 1200,
-        "LIVE-VQC": 585,
-        "YouTube-UGC (about; not all are still online)": 1142,
-    },
-    "image_name, MOS_zscore (KonIQ-10k)": {"KonIQ-10k": 10073},
-    "name score": {"SPAQ": 11125},
-    "dist_img, ref_img, dmos (KADID-10k)": {"KADID-10k (81 references x 125)": 10125},
-}
-BINS = 10  # of the histogram of labels
-SHOWN = 10  # problems of a kind that the text of a report lists
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `check` found.
-
-    form: of the label file, in words; items, groups: how many; splits: items of each of the file's own splits
-    scale: minimum, maximum, mean, standard deviation of the labels; histogram: items in `BINS` bins of equal width
-    published: how the number of items compares with the published one; empty for a form of one's own
-    problems: for each kind of problem, one line a case; empty where all is well
-    """
-
-    labels: str
-    root: str
-    form: str
-    items: int
-    groups: int
-    splits: dict[str, int]
-    scale: dict[str, float]
-    histogram: list[int]
-    published: str
-    problems: dict[str, list[str]]
-
-    @property
-    def ok(self) -> bool:
-        return not self.problems
-
-    def __str__(self) -> str:
-        groups = f" of {self.groups:,} contents" if self.groups < self.items else ""
-        lines = [f"{self.labels}: {self.items:,} items{groups}; form: {self.form}; files below {self.root}"]
-        if self.splits:
-            lines.append("  splits: " + ", ".join(f"{name or '(none)'} {n:,}" for name, n in self.splits.items()))
-        if self.published:
-            lines.append(f"  {self.published}")
-        if self.items:
-            lines.append("  labels: " + ", ".join(f"{name} {value:.4g}" for name, value in self.scale.items()))
-            width = (self.scale["max"] - self.scale["min"]) / BINS
-            for k, n in enumerate(self.histogram if width else []):
-                bar = "#" * math.ceil(40 * n / max(self.histogram))
-                lines.append(f"  {self.scale['min'] + k * width:10.4g}  {n:7,}  {bar}".rstrip())
-        for kind, cases in self.problems.items():
-            lines.append(f"{kind}: {len(cases):,}")
-            lines += [f"  {printable(case)}" for case in cases[:SHOWN]]
-            if len(cases) > SHOWN:
-                lines.append(f"  and {len(cases) - SHOWN:,} more")
-        return "\n".join(
-            [*lines, "no problem found" if self.ok else f"{sum(map(len, self.problems.values())):,} problems"]
-        )
-
-
-def check(
-    labels: str | os.PathLike,
-    root: str | os.PathLike | None = None,
-    *,
-    workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Report:
-    """Look at a label file and at every file that it names.
-
-    root: as in `read_labels`
-    workers: files opened at the same time; None is the number of cores, at most 8
-    progress: called with files done and files in all
-
-    Bad lines; files that are missing; files that cannot be read (videos: their first and last frame, which finds those
-    cut short); paths and contents that come twice (files of one size are compared by SHA-256); contents that lie in
-    more than one of the file's own splits, by group and by content. `LabelError` only where no line can be made out.
-    """
-    parsed = _parse(labels, root)
-    items = parsed.items
-    problems = {"bad lines": parsed.problems, "labels": [], "missing": [], "unreadable": []}
-    if len(items) > 1 and len({item.mos for item in items}) == 1:
-        problems["labels"] = [f"all {len(items)} labels are {items[0].mos:g}: there is nothing to learn or to compare"]
-
-    lines: dict[str, list[int]] = {}
-    homes: dict[str, list[Item]] = {}
-    for item, line in zip(items, parsed.lines):
-        lines.setdefault(_key(item.path), []).append(line)
-        homes.setdefault(_key(item.path), []).append(item)
-    problems["double paths"] = [
-        f"{path}: lines {', '.join(map(str, numbers))}" for path, numbers in lines.items() if len(numbers) > 1
-    ]
-
-    present = [path for path in homes if os.path.exists(path)]
-    problems["missing"] = [f"{path}: line {lines[path][0]}" for path in homes if not os.path.exists(path)]
-    size_of = {path: os.path.getsize(path) for path in present}
-    alike = Counter(size_of.values())
-    digests: dict[str, list[str]] = {}
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1), thread_name_prefix="check") as pool:
-        looks = pool.map(lambda path: _look(path, alike[size_of[path]] > 1), present)
-        for done, (path, (reason, digest)) in enumerate(zip(present, looks), start=1):
-            if reason:
-                problems["unreadable"].append(f"{path}: {reason}")
-            if digest:
-                digests.setdefault(digest, []).append(path)
-            if progress:
-                progress(done, len(present))
-    same = [paths for paths in digests.values() if len(paths) > 1]
-    problems["double contents"] = [_double_content(paths, homes) for paths in same]
-
-    splits = dict(Counter(item.split for item in items))
-    if set(splits) <= {""}:
-        splits = {}
-    by_split = {name: [item for item in items if item.split == name] for name in splits if name}
-    problems["leakage"] = [f"{group}: in {', '.join(names)}" for group, names in leakage(by_split).items()]
-    for paths in same:
-        names = {item.split: None for path in paths for item in homes[path] if item.split}
-        if len(names) > 1:
-            problems["leakage"].append(f"{' = '.join(paths)}: the same file in {', '.join(names)}")
-    return Report(
-        os.fsdecode(labels),
-        os.path.dirname(os.fsdecode(labels)) or "." if root is None else os.fsdecode(root),
-        parsed.form,
-        len(items),
-        len({item.group for item in items}),
-        splits,
-        *_scale([item.mos for item in items]),
-        _published(parsed.form, len(items)),
-        {kind: cases for kind, cases in problems.items() if cases},
-    )
-
-
-def _look(path: str, compare: bool) -> tuple[str, str]:
-    """Why a file cannot be read, if so, and its SHA-256 if it is to be compared; whatever goes wrong is the reason."""
-    from sama.decode import open_video
-    from sama.decode.images import read_image
-    from sama.errors import DecodeError
-    from sama.files import IMAGE_SUFFIXES, suffix
-
-    digest = ""
-    try:
-        if compare:
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if suffix(path) in IMAGE_SUFFIXES:
-            read_image(path)
-        else:
-            with open_video(path) as video:
-                for _ in video.frames([0, video.info.num_frames - 1]):
-                    pass
-    except DecodeError as error:
-        return error.reason, digest
-    except Exception as error:
-        return f"{type(error).__name__}: {error}", digest
-    return "", digest
-
-
-def _double_content(paths: list[str], homes: dict[str, list[Item]]) -> str:
-    labels = [f"{path} ({homes[path][0].mos:g})" for path in paths]
-    parted = len({homes[path][0].group for path in paths}) > 1
-    warning = "; their groups differ, so that a random split can part them" if parted else ""
-    return f"{' = '.join(labels)}{warning}"
-
-
-def _scale(labels: list[float]) -> tuple[dict[str, float], list[int]]:
-    import numpy as np
-
-    if not labels:
-        return {}, []
-    values = np.array(labels)
-    scale = {"min": values.min(), "max": values.max(), "mean": values.mean(), "deviation": values.std()}
-    counts, _ = np.histogram(values, BINS, (values.min(), values.max()) if np.ptp(values) else None)
-    return {name: float(value) for name, value in scale.items()}, counts.tolist()
-
-
-def _published(form: str, items: int) -> str:
-    sets = PUBLISHED.get(form, {})
-    exact = [name for name, n in sets.items() if n == items]
-    if exact:
-        return f"{items:,} items: as many as published for {exact[0]}"
-    return f"published: {', '.join(f'{name} {n:,}' for name, n in sets.items())}; here {items:,}" if sets else ""

@@ -1,10 +1,9 @@
-"""Scenes without end to train on: shapes of all sizes that cover one another, filled with pieces of photographs, noise
-of natural spectra, patterns and shades.
+"""Synthetic scenes to train on, as many as are wanted: shapes of all sizes that cover one another, filled with pieces
+of photographs, noise of natural spectra, patterns and gradients.
 
 Images of overlapping shapes whose sizes follow a power law ("dead leaves", Lee, Mumford and Huang 2001) have edges and
 contrasts at all scales, as photographs do, and networks that learnt from them alone work on photographs (Baradad et
-al., arXiv 2106.05963). A network that has seen hundreds of them cannot learn what is in the picture, only what was done
-to it.
+al., arXiv 2106.05963). A network that is trained on hundreds of them cannot learn their contents by heart.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-OVER = 2  # a scene is drawn at so many times its size, so that edges end up smooth and sharp
+OVER = 2  # a scene is drawn at this multiple of its size and reduced, so that its edges are smooth and sharp
 
 
 def collage(width: int, height: int, photographs: Sequence[Image.Image], rng: np.random.Generator) -> Image.Image:
-    """A scene, RGB, drawn by `rng` alone. photographs: RGB, what pieces are cut from, never enlarged"""
+    """A scene, RGB, width x height pixels, drawn by `rng` alone. photographs: RGB, cut into pieces, never enlarged"""
     width, height = OVER * width, OVER * height
     scene = _filling((width, height), photographs, rng, share=0.85)
     smallest = rng.uniform(8, 24)
@@ -31,26 +30,27 @@ def collage(width: int, height: int, photographs: Sequence[Image.Image], rng: np
 
 
 def cutout(size: int, photographs: Sequence[Image.Image], rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
-    """A thing to be moved before a scene, and its mask: RGB and L, of about size x size pixels."""
+    """An object to be moved before a scene, and its mask: RGB and L, of about size x size pixels."""
     box = _shape_box(size, rng)
-    mask = Image.new("L", [length + 8 for length in box])  # moving by a share of a pixel needs a margin
-    mask.paste(_shape([OVER * length for length in box], rng).reduce(OVER), (4, 4))
+    mask = Image.new("L", [length + 8 for length in box])  # a move by part of a pixel needs a margin
+    mask.paste(_shape((OVER * box[0], OVER * box[1]), rng).reduce(OVER), (4, 4))
     return collage(*mask.size, photographs, rng), mask
 
 
 def _sizes(longest: float, smallest: float, number: int, rng: np.random.Generator) -> list[float]:
-    """Of a power law with exponent 2, larger ones mostly below smaller ones."""
+    """Sizes of shapes in the order they are drawn: of a power law with exponent 2, larger ones mostly first."""
     sizes = 1 / rng.uniform(1 / longest, 1 / smallest, number)
     return list(sizes[np.argsort(-sizes * rng.uniform(0.4, 1, number))])
 
 
 def _shape_box(size: float, rng: np.random.Generator) -> tuple[int, int]:
+    """Width and height of a shape's bounding box, in a random ratio."""
     stretch = np.exp(rng.normal(0, 0.4))
     return max(4, round(size * stretch)), max(4, round(size / stretch))
 
 
 def _shape(box: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """An ellipse, a rectangle or a polygon that fills the box."""
+    """The mask, L, of an ellipse, a rectangle or a polygon that fills the box."""
     mask = Image.new("L", box)
     draw, (width, height) = ImageDraw.Draw(mask), box
     kind = rng.random()
@@ -64,7 +64,7 @@ def _shape(box: tuple[int, int], rng: np.random.Generator) -> Image.Image:
         radii = rng.uniform(0.4, 1, corners)
         points = np.stack([np.cos(angles) * radii * width / 2, np.sin(angles) * radii * height / 2], 1)
         draw.polygon([tuple(point) for point in points + np.array(box) / 2], fill=255)
-    if rng.random() < 0.5:  # out of focus, most often hardly
+    if rng.random() < 0.5:  # out of focus, most often slightly
         mask = mask.filter(ImageFilter.GaussianBlur(float(np.exp(rng.uniform(-0.7, 1.6)))))
     return mask
 
@@ -72,17 +72,17 @@ def _shape(box: tuple[int, int], rng: np.random.Generator) -> Image.Image:
 def _filling(
     box: tuple[int, int], photographs: Sequence[Image.Image], rng: np.random.Generator, share: float = 0.6
 ) -> Image.Image:
-    """What a shape is filled with: in `share` of the cases a piece of a photograph. Nothing is quite even, since in a
-    picture that a camera took only compression makes it so."""
+    """An image, RGB, to fill a shape with: with probability `share` a piece of a photograph. None has quite even areas:
+    in a picture that a camera took, only compression makes them."""
     if photographs and rng.random() < share:
-        return _piece(box, photographs[rng.integers(len(photographs))], rng)
+        return _piece(box, photographs[int(rng.integers(len(photographs)))], rng)
     pixels = (_shade, _pattern, _noise, _noise)[rng.integers(4)](box, rng)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 def _piece(box: tuple[int, int], photograph: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A part of a photograph, turned and mirrored, its colours exchanged and its contrast changed; where the photograph
-    is too small its mirror images go on."""
+    """A part of a photograph, mirrored, its colours mixed and its contrast changed, at random; where the photograph is
+    too small it is continued by its mirror image."""
     width, height = box
     across, down = width / OVER, height / OVER  # pixels in the finished scene
     most = min(photograph.width / across, photograph.height / down)
@@ -102,19 +102,19 @@ def _piece(box: tuple[int, int], photograph: Image.Image, rng: np.random.Generat
             mixing = mixing[:, rng.permutation(3)]
         pixels = pixels @ mixing.astype(np.float32)
         pixels = (pixels - 128) * np.float32(rng.uniform(0.6, 1.3)) + np.float32(128 + rng.uniform(-40, 40))
-    pixels = np.clip(pixels, 0, 255).astype(np.uint8)[:height, :width]
-    missing = [(0, max(length - had, 0)) for length, had in zip((height, width), pixels.shape)]
-    return Image.fromarray(np.pad(pixels, (*missing, (0, 0)), "symmetric"))
+    cut = np.clip(pixels, 0, 255).astype(np.uint8)[:height, :width]
+    missing = [(0, max(length - had, 0)) for length, had in zip((height, width), cut.shape)]
+    return Image.fromarray(np.pad(cut, (*missing, (0, 0)), "symmetric"))
 
 
 def _colour(rng: np.random.Generator) -> np.ndarray:
-    """Often greyish, seldom vivid."""
+    """A random colour [3], often greyish, seldom vivid."""
     grey = rng.uniform(10, 245)
     return np.clip(grey + rng.normal(0, rng.uniform(0, 40), 3), 0, 255)
 
 
 def _shade(box: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """From one colour to another in some direction, with a faint texture."""
+    """A gradient from one colour to another in a random direction, with a faint texture."""
     first, second = _colour(rng), _colour(rng)
     width, height = box
     angle = rng.uniform(0, 2 * np.pi)
@@ -138,11 +138,13 @@ def _pattern(box: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
 
 
 def _noise(box: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """One colour with a strong texture."""
     return _colour(rng) + _texture(box, rng, 5, 50)
 
 
 def _texture(box: tuple[int, int], rng: np.random.Generator, least: float, most: float) -> np.ndarray:
-    """Noise whose amplitude falls with the frequency to a power of 0.7 to 2, with a deviation of `least` to `most`."""
+    """Noise [H, W, 3] whose amplitude falls with the frequency to a power of 0.7 to 2. Its standard deviation is drawn
+    from `least` to `most` grey levels, and differs a little between the colours."""
     width, height = box
     rows, columns = (1 << int(np.ceil(np.log2(min(length, 512)))) for length in (height, width))
     fy, fx = np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns)
@@ -151,9 +153,9 @@ def _texture(box: tuple[int, int], rng: np.random.Generator, least: float, most:
     frequency = np.hypot(fy, fx)
     frequency[0, 0] = np.inf
     amplitude = frequency ** -rng.uniform(0.7, 2)
-    amplitude[frequency > 0.25] *= 0.3  # what is too fine for the finished scene
+    amplitude[frequency > 0.25] *= 0.3  # too fine for the finished scene
     spectrum = rng.standard_normal(amplitude.shape) + 1j * rng.standard_normal(amplitude.shape)
     field = np.fft.irfft2(amplitude * spectrum, (rows, columns))
     field /= field.std() + 1e-9
-    field = np.tile(field, (-(-height // rows), -(-width // columns)))[:height, :width]
+    field = np.tile(field, (height // rows + 1, width // columns + 1))[:height, :width]
     return field[..., None] * rng.uniform(least, most) * (1 + 0.3 * rng.standard_normal(3))

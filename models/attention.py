@@ -1,0 +1,212 @@
+"""Attention within windows, with the gated relative position bias (GRPB) of FAST-VQA (Wu et al., arXiv 2207.02595).
+
+The bias depends on the place of a window in space only, so that all slabs of windows and all samples share it.
+Shapes are named as in `sama.models.windows`.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from sama.models.heads import autocasting
+from sama.models.windows import WINDOW, Windows
+
+MASKED = -100.0  # the published logit offset between tokens that a shift made neighbours
+ALIGNED = 8  # elements of 16 bits in the 16 bytes that attention kernels on GPUs load at once
+
+
+class Bias(NamedTuple):
+    """Bias of the attention logits: `[W, heads, L, L]`, or `[1, heads, L, L]` where it is the same in all windows.
+
+    whole: between all tokens of a window
+    halves: `[..., seam, seam]` between the tokens before the seam of the last slab, and `[..., L - seam, L - seam]`
+        between those after it; None where there is no seam
+    """
+
+    whole: Tensor
+    halves: tuple[Tensor, Tensor] | None
+
+    @classmethod
+    def cut(cls, whole: Tensor, seam: int) -> Bias:
+        """Cuts a bias at token `seam`, unless that is 0. Each tensor of 16 bits is aligned as `align` says."""
+        halves = (align(whole[..., :seam, :seam]), align(whole[..., seam:, seam:])) if seam else None
+        return cls(align(whole), halves)
+
+    def select(self, windows: slice, *, last: bool) -> Bias:
+        """The bias of some windows of one slab, the last or another one."""
+        if len(self.whole) > 1:
+            whole = self.whole[windows]
+            halves = self.halves and (self.halves[0][windows], self.halves[1][windows])
+        else:
+            whole, halves = self
+        return Bias(whole, halves if last else None)
+
+
+def align(bias: Tensor) -> Tensor:
+    """The same bias with every row at a multiple of 16 bytes, if its values have 16 bits; others are returned as is.
+
+    Attention kernels on GPUs need that of 16-bit biases and do not check it everywhere. What is returned is a view:
+    `bias` itself where it is aligned, else the start of the rows of a padded copy.
+    """
+    if bias.element_size() != 2:
+        return bias
+    *outer, last = bias.stride()
+    if last == 1 and all(n % ALIGNED == 0 for n in (bias.storage_offset(), *outer)):
+        return bias
+    length = bias.shape[-1]
+    return F.pad(bias, (0, -length % ALIGNED))[..., :length]
+
+
+def attend(qkv: Tensor, bias: Tensor) -> Tensor:
+    """Attention within windows, without the logits in memory.
+
+    `qkv` is `[n, W, L, 3, heads, D]`, `bias` `[W, heads, L, L]` or `[1, heads, L, L]`. Returns `[n, W, L, heads * D]`.
+    """
+    n, w, length, _, heads, d = qkv.shape
+    bias = bias.to(qkv.dtype)
+    if bias.requires_grad and bias.device.type == "cpu" and not torch.compiler.is_compiling():
+        by_bias = qkv.reshape(-1, len(bias), *qkv.shape[2:])
+        return _TrainableBias.apply(by_bias, bias).reshape(n, w, length, heads * d)
+    if n == 1 and not bias.requires_grad:
+        return _attend_one(qkv[0], bias)[None]
+    q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).reshape(3, n, w * heads, length, d)
+    bias = align(bias.expand(w, -1, -1, -1).reshape(1, w * heads, length, length))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(n, -1, -1, -1))
+    return out.unflatten(1, (w, heads)).transpose(2, 3).reshape(n, w, length, heads * d)
+
+
+def _attend_one(qkv: Tensor, bias: Tensor) -> Tensor:
+    """`attend` for `[W, L, 3, heads, D]`, without a copy of queries, keys and values."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [W, heads, L, D]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=align(bias)).transpose(1, 2).flatten(2)
+
+
+class _TrainableBias(torch.autograd.Function):
+    """`attend` with a gradient for the bias `[W, heads, L, L]`, for the CPU, where PyTorch's own keeps all logits.
+
+    The backward pass computes the logits again, for one head of some windows at a time.
+    """
+
+    LOGITS = 2**20  # at a time, so that they stay in the processor's cache
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(qkv, bias)
+        bias = bias.detach()  # where a bias requires a gradient, PyTorch keeps the logits
+        return torch.stack([_attend_one(one, bias) for one in qkv])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        qkv, bias = ctx.saved_tensors
+        n, windows, length, _, heads, d = qkv.shape
+        grad = grad.unflatten(-1, (heads, d))
+        dtype = torch.promote_types(qkv.dtype, torch.float32)
+        dqkv = torch.empty_like(qkv)
+        dbias = torch.zeros_like(bias, dtype=dtype)
+        samples = max(1, min(n, _TrainableBias.LOGITS // length**2))
+        step = max(1, _TrainableBias.LOGITS // (samples * length**2))
+        for some in zip(*(t.split(samples) for t in (qkv, dqkv, grad))):
+            for first, h in product(range(0, windows, step), range(heads)):
+                here = slice(first, first + step)
+                part, to, do = (t[:, here, ..., h, :] for t in some)
+                q, k, v = part.to(dtype).unbind(3)  # [samples, step, L, D]
+                q, do = q * d**-0.5, do.to(dtype)
+                p = (q @ k.mT).add_(bias[here, h]).softmax(-1)
+                ds = torch._softmax_backward_data(do @ v.mT, p, -1, dtype)
+                dbias[here, h] += ds.sum(0)
+                to[..., 0, :] = (ds @ k).mul_(d**-0.5)
+                to[..., 1, :] = ds.mT @ q
+                to[..., 2, :] = p.mT @ do
+        return dqkv, dbias.to(bias.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention within windows.
+
+    With `gated`, the bias of a token pair is `g * relative + (1 - g) * fragment` (FAST-VQA, section 3.3). `g` is the L1
+    distance between the two fragments: 0 within a fragment, 1 between neighbours, more beyond.
+    With `scale_bias`, a value per head and per difference of temporal positions is added (SAMA's scale encoding (a)).
+    """
+
+    def __init__(self, dim: int, heads: int, *, gated: bool, scale_bias: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        rows = prod(2 * w - 1 for w in WINDOW)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, heads))
+        self.fragment_position_bias_table = nn.Parameter(torch.zeros(rows, heads)) if gated else None
+        self.scale_bias_table = nn.Parameter(torch.ones(2 * WINDOW[0] - 1, heads)) if scale_bias else None
+        self._cached: tuple[object, Bias] | None = None  # a bias, after what it was built from
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_cached": None}
+
+    def forward(self, x: Tensor, bias: Bias) -> Tensor:
+        """`[B, slabs, W, L, C]` to the same. If the bias has halves, so do the windows of the last slab: their tokens
+        before and after the seam attend to their own side only."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        if bias.halves is None:
+            return self.proj(attend(qkv.flatten(0, 1), bias.whole).unflatten(0, x.shape[:2]))
+        before, last = qkv.split([x.shape[1] - 1, 1], 1)
+        sides = last.flatten(0, 1).split([half.shape[-1] for half in bias.halves], 2)
+        out = torch.cat([attend(side, half) for side, half in zip(sides, bias.halves)], 2)[:, None]
+        if before.shape[1]:
+            out = torch.cat([attend(before.flatten(0, 1), bias.whole).unflatten(0, before.shape[:2]), out], 1)
+        return self.proj(out)
+
+    def bias(self, windows: Windows, grid: tuple[int, int], x: Tensor) -> Bias:
+        """The bias for such windows and a grid of so many fragments in height and width.
+
+        In inference it has the dtype of the queries that `x` leads to, and is kept until that dtype, the windows, the
+        grid or a table changes (a write through `table.data` goes unseen). Where a table needs a gradient, or under a
+        compiler, it is built anew, in the dtype of the tables.
+        """
+        every = (self.relative_position_bias_table, self.fragment_position_bias_table, self.scale_bias_table)
+        tables = [t for t in every if t is not None]
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tables)
+        if wanted or torch.compiler.is_compiling():
+            return Bias.cut(self._build_bias(windows, grid), windows.seam)
+        state = [(t.data_ptr(), t.device, t.dtype, None if t.is_inference() else t._version) for t in tables]
+        dtype = _compute_dtype(x)
+        key = (windows, grid, dtype, state)
+        if self._cached is None or self._cached[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                self._cached = key, Bias.cut(self._build_bias(windows, grid).to(dtype), windows.seam)
+        return self._cached[1]
+
+    def _build_bias(self, windows: Windows, grid: tuple[int, int]) -> Tensor:
+        """`[W, heads, L, L]` or `[1, heads, L, L]`, in the dtype of the tables."""
+        device = self.relative_position_bias_table.device
+        index = windows.relative_index(WINDOW, device)
+        wt, space = windows.window[0], windows.window[1] * windows.window[2]
+
+        def pairs(table: Tensor) -> Tensor:
+            return table.t()[:, index].view(-1, wt, space, wt, space)  # [heads, wt, S, wt, S]
+
+        bias = relative = pairs(self.relative_position_bias_table)[None]
+        if self.fragment_position_bias_table is not None:
+            fragment = pairs(self.fragment_position_bias_table)[None]
+            g = windows.fragment_distance(grid, device)[:, None, None, :, None, :].to(bias.dtype)
+            bias = torch.addcmul(fragment, g, relative - fragment)  # g * relative + (1 - g) * fragment
+        if self.scale_bias_table is not None:
+            t = torch.arange(wt, device=device)
+            step = self.scale_bias_table.t()[:, t[:, None] - t + WINDOW[0] - 1]  # [heads, wt, wt]
+            bias = bias + step[None, :, :, None, :, None]
+        apart = windows.apart(device)
+        if apart is not None:
+            bias = bias + MASKED * apart[:, None, None, :, None, :]
+        return bias.reshape(-1, self.heads, wt * space, wt * space)
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of a linear layer's output for this input."""
+    return torch.get_autocast_dtype(x.device.type) if autocasting(x) else x.dtype

@@ -1,0 +1,143 @@
+"""Score many files: decode ahead in threads, batch clips across files, give one row for each file.
+
+    files ──threads: decode, sample──> clips ──batches──> model ──> rows
+
+Rows come in the order of the files, each as soon as its file is done. A file that fails is a row too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from sama.decode import check_decoder, open_video
+from sama.decode.images import read_image
+from sama.errors import reason
+from sama.files import check_kind
+from sama.journal import Row
+from sama.model import QualityModel
+from sama.prefetch import BEGUN, Ended, Meter, Ticket, ahead
+
+CLIPS_AHEAD = 4  # sampled clips of one file that may wait for the model
+
+
+def score_files(
+    paths: Sequence[str],
+    model: QualityModel,
+    *,
+    batch: int | None = None,
+    workers: int | None = None,
+    every_seconds: float | None = None,
+    decoder: str = "auto",
+    meter: Meter | None = None,
+) -> Generator[Row]:
+    """Yield a row for every path, in order; a file that fails is a row with status "error" and the reason.
+
+    batch: clips that go through the model at once, None is `model.default_batch`; on a CPU scores do not depend on it
+    workers: files decoded at the same time, ahead of the model; None is half of the cores, at most 4
+    every_seconds: as in `QualityModel.score`
+    meter: measures how long the model waits for decoding
+    """
+    check_decoder(decoder)
+    batch = batch or model.default_batch
+    workers = workers or min(4, max(1, (os.cpu_count() or 1) // 2))
+    settings = model.describe(every_seconds)
+    waiting: deque[_Open] = deque()
+    samples: list[tuple[_Open, torch.Tensor]] = []
+    model.sampler.prepare()  # compiling is no waiting for decoding
+    events = ahead(
+        map(_Open, paths),
+        lambda file, ticket: _samples(file.row, model, every_seconds, decoder, ticket),
+        workers=workers,
+        jobs_ahead=workers + 1,
+        items_ahead=CLIPS_AHEAD,
+        meter=meter,
+    )
+    with contextlib.closing(events):  # an error here must not leave its threads behind
+        for file, item in events:
+            if item is BEGUN:
+                file.row.model, file.row.settings = model.name, settings
+                waiting.append(file)
+            elif isinstance(item, Ended):
+                file.end(item)
+            elif isinstance(item, torch.Tensor):
+                file.decoded += 1
+                samples.append((file, item))
+                if len(samples) == batch:
+                    _run(samples, model, batch)
+            while waiting and waiting[0].done:
+                yield waiting.popleft().close(model)
+    if samples:
+        _run(samples, model, batch)
+    while waiting:
+        yield waiting.popleft().close(model)
+
+
+class _Open:
+    """A file whose row is not complete: the row, and how many of its clips have been decoded."""
+
+    def __init__(self, path: str):
+        self.row = Row(path)
+        self.decoded = 0
+        self.ended = False
+
+    @property
+    def done(self) -> bool:
+        return self.ended and len(self.row.clips) == self.decoded
+
+    def end(self, end: Ended):
+        self.ended = True
+        self.row.seconds += end.seconds
+        if end.error is not None:
+            self.row.status, self.row.reason = "error", reason(end.error)
+
+    def close(self, model: QualityModel) -> Row:
+        row = self.row
+        if row.status == "ok":
+            row.score = float(np.mean(row.clips))
+            row.mos, row.mos_scale = model.mos(row.score)
+            if not all(map(math.isfinite, row.clips)):
+                row.status, row.reason = "error", "the model gave a value that is not a number"
+        if row.status != "ok":
+            row.score, row.mos, row.clips, row.times = None, None, [], []
+        row.times = row.times[: len(row.clips)]
+        return row
+
+
+def _run(samples: list[tuple[_Open, torch.Tensor]], model: QualityModel, batch: int):
+    """Score one batch of clips, and add each value to the row of its file."""
+    start = time.perf_counter()
+    values = model.values([sample for _, sample in samples], batch)
+    share = (time.perf_counter() - start) / len(samples)
+    for (file, _), value in zip(samples, values):
+        file.row.clips.append(value)
+        file.row.seconds += share
+    samples.clear()
+
+
+def _samples(
+    row: Row, model: QualityModel, every_seconds: float | None, decoder: str, ticket: Ticket
+) -> Iterator[torch.Tensor]:
+    """Open the file that the row names, fill in what is known of it, and yield its sampled clips."""
+    check_kind(row.path, model.kind)
+    if model.kind == "image":
+        image = read_image(row.path)
+        row.frames, row.height, row.width, row.decoder = 1, *image.shape[:2], "pillow"
+        yield from model.sampler(image)
+        return
+    with open_video(row.path, decoder=decoder, device=model.device) as video:
+        info = video.info
+        row.frames, row.width, row.height = info.num_frames, info.width, info.height
+        row.duration, row.fps = info.duration_seconds, info.fps
+        row.decoder = video.decoder
+        with ticket.hold(video.held_bytes(model.clip_len)):
+            seconds, clips = model.sample(video, every_seconds)
+            row.times = seconds.tolist()
+            yield from clips

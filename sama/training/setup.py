@@ -1,0 +1,214 @@
+"""What a run needs before its first step: labelled sets, feeds, the network and its initial weights."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sama.errors import InputError
+from sama.feed import Feed
+from sama.kernels.layout import PATCH, OutputLayout, fits_patches, is_patches
+from sama.labels import Item, leakage, named_split, protocol_split, read_labels, with_split
+from sama.models import ImageQuality, VideoQuality, load_weights
+from sama.models.swin3d import cut_patches
+from sama.sampler import ImageSampler, VideoSampler
+from sama.training.config import Config, Data
+from sama.training.ranks import Ranks
+
+WHITENING_FILES = 64
+WHITENING_FLOOR = 1e-4  # below the power of the weakest component of natural patches
+LEAST_DEVIATION = 0.01  # of a scene statistic, which is a logarithm
+
+Sets = dict[str, list[Item]]
+
+
+def datasets(config: Config) -> Sets:
+    """The items of each set by its name: "train", "val", "test" and the further test sets, as far as there are any.
+
+    Makes the demo's set first where the config asks for it. `InputError` where sets overlap, share contents that would
+    make results flatter, or are empty.
+    """
+    data = config.data
+    labels, root = (_demo_labels(config), None) if data.demo else (data.labels, data.root)
+    items = read_labels(labels, root)
+    if data.split == "column":
+        sets = _column_splits(items, data)
+    elif data.split == "protocol":
+        train, val = protocol_split(items, data.split_number)
+        sets = {"train": train, "val": val}
+    else:
+        sets = {"train": items}
+    trained_on = {os.path.realpath(item.path) for item in sets["train"]} if data.tests else set()
+    for test in data.tests:
+        name = test.name or Path(test.labels).stem
+        if name in sets:
+            raise InputError(f"two sets are called {name!r}: give each of data.tests a name of its own")
+        sets[name] = read_labels(test.labels, test.root)
+        both = [item.path for item in sets[name] if os.path.realpath(item.path) in trained_on]
+        if both:
+            raise InputError(f"{len(both)} files of set {name!r} are in the training set too: {', '.join(both[:3])}")
+    known = sorted({*sets} - {"train"})
+    unknown = [name for name in data.validate if name not in (*known, "val")]
+    if unknown:
+        raise InputError(f"data.validate names {', '.join(map(repr, unknown))}; the sets are {', '.join(known)}")
+    return sets
+
+
+def _demo_labels(config: Config) -> Path:
+    """The label file of the demo's set, which is made first if it is not there."""
+    from tqdm import tqdm
+
+    from sama.corpus.make import make
+
+    images = config.model.kind == "image"
+    folder = f"{config.data.demo_folder}-{config.data.demo}{'-images' if images else ''}"
+    with tqdm(desc=f"making the demo set in {folder}", unit="file", leave=False, disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return make(folder, size=config.data.demo or "small", images=images, progress=progress)
+
+
+def _column_splits(items: Sequence[Item], data: Data) -> Sets:
+    """The splits that the label file's own column names; contents of "test" must not be trained on."""
+    train, val = named_split(items, data.train, data.val)
+    sets = {"train": train, "val": val}
+    if not any(item.split == data.test for item in items):
+        return sets
+    sets["test"] = with_split(items, data.test)
+    shared = leakage({"train": train, "test": sets["test"]})
+    if shared:
+        raise InputError(f"{len(shared)} contents are in {data.train} and {data.test}: {', '.join([*shared][:5])}")
+    shared = leakage({"val": val, "test": sets["test"]})
+    if shared:
+        print(
+            f"{len(shared)} contents are in {data.val}, which chooses the best checkpoint, and in {data.test}: "
+            f"{', '.join([*shared][:5])}",
+            file=sys.stderr,
+        )
+    return sets
+
+
+def check_some_exist(sets: Mapping[str, Sequence[Item]]) -> None:
+    """`InputError` for a set of which no file exists: most likely its root is wrong, and the user learns it at once."""
+    for name, items in sets.items():
+        if not any(os.path.exists(item.path) for item in items):
+            raise InputError(
+                f"none of the {len(items)} files of the set {name!r} exists, the first of them {items[0].path}: is the "
+                "root right (data.root, or that of data.tests)?"
+            )
+
+
+def make_model(config: Config) -> VideoQuality | ImageQuality:
+    """The network, its initial weights drawn from the seed and then replaced by those in `model.weights`, if given."""
+    settings = config.model
+    common: dict[str, Any] = {
+        "drop_path": settings.drop_path,
+        "dropout": settings.dropout,
+        "checkpointing": settings.checkpointing,
+    }
+    model: VideoQuality | ImageQuality
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if settings.kind == "image":
+            model = ImageQuality(settings.size, **common)
+        else:
+            model = VideoQuality(
+                settings.size,
+                grid=config.sampling.grid,
+                scale_bias=settings.scale_bias,
+                scale_excitation=settings.scale_excitation,
+                scale_steps=config.sampling.clip_len // PATCH[0],
+                tokens=settings.tokens,
+                **common,
+            )
+    if settings.weights:
+        print(load_weights(model, settings.weights), file=sys.stderr)
+    return model
+
+
+def make_feed(config: Config, items: Sequence[Item], ranks: Ranks, *, train: bool = False) -> Feed:
+    """The feed of a set; this rank's share of every batch."""
+    sampling = config.sampling
+    grid, fragment = sampling.grid, sampling.fragment
+    sampler: VideoSampler | ImageSampler
+    if config.model.kind == "image":
+        sampler, clips = ImageSampler(sampling.mode, grid, fragment), 1
+    else:
+        layout: OutputLayout = "patches" if fits_patches(sampling.clip_len, fragment) else "video"
+        sampler = VideoSampler(sampling.mode, grid, fragment, layout=layout)
+        clips = 1 if train else sampling.num_clips
+    labels = np.array([item.mos for item in items])
+    if train and config.data.standardise:
+        labels = (labels - labels.mean()) / (labels.std() or 1.0)
+    return Feed(
+        [item.path for item in items],
+        sampler,
+        labels=labels.tolist(),
+        batch=config.optim.batch,
+        clip_len=sampling.clip_len,
+        num_clips=clips,
+        interval=sampling.interval,
+        train=train,
+        seed=config.seed,
+        rank=ranks.rank,
+        ranks=ranks.world_size,
+        workers=config.workers,
+        decoder=config.decoder,
+        device=ranks.device,
+    )
+
+
+def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
+    """Two groups for the optimiser: the head (and scene statistics) at the learning rate, the backbone at its share."""
+    head = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
+    backbone = [p for name, p in model.named_parameters() if name.startswith("backbone.")]
+    lr = config.optim.lr
+    return [{"params": head, "lr": lr}, {"params": backbone, "lr": lr * config.optim.backbone_lr}]
+
+
+@torch.no_grad()
+def whiten(model: VideoQuality, config: Config, items: Sequence[Item], ranks: Ranks) -> None:
+    """Start the patch embedding as a whitening of patches of `WHITENING_FILES` files.
+
+    Its rows become the principal components of the patches, scaled to deviation 1. A nano model gets every component
+    with either sign, so that the GELU passes on its strength; a wider one as many components as tokens have channels,
+    from the strongest to the weakest at even steps. The scene statistics of a nano model measure the same components,
+    and are brought to mean 0 and deviation 1 over those files.
+    """
+    feed = make_feed(config, items[:: max(1, len(items) // WHITENING_FILES)], Ranks.alone(ranks.device), train=True)
+    inputs = [batch.x for batch in feed.epoch() if batch.x is not None]
+    if not inputs:
+        raise InputError("model.whiten: none of the files could be read")
+    x = torch.cat(inputs)
+    x = x if is_patches(x.shape) else cut_patches(x)
+    patches = x.flatten(0, -2)[::7].double()
+    power, directions = torch.linalg.eigh(torch.cov(patches.T))
+    weight = (directions / (power.clamp_min(0) + WHITENING_FLOOR).sqrt()).T
+    mean = patches.mean(0)
+    statistics = model.statistics
+    if statistics is not None:
+        statistics.proj.weight.copy_(weight)
+        statistics.proj.bias.copy_(-weight @ mean)
+        deviation, centre = torch.std_mean(statistics.measure(x), 0, correction=0)
+        statistics.centre.copy_(centre)
+        statistics.deviation.copy_(deviation + LEAST_DEVIATION)
+    if model.backbone is None:
+        return
+    embed = model.backbone.patch_embed
+    if embed.mix is None:
+        weight = weight[torch.linspace(len(weight) - 1, 0, embed.proj.out_features).round().long()]
+    else:
+        embed.mix.weight[:, len(weight) :] = embed.mix.weight[:, : len(weight)]
+        weight = torch.cat([weight, -weight])
+    embed.proj.weight.copy_(weight)
+    embed.proj.bias.copy_(-weight @ mean)

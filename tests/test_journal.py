@@ -1,0 +1,118 @@
+"""Tables and journals on a disk that is full: one line says what is kept, and --resume continues."""
+
+import dataclasses
+import json
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from sama.errors import OutputError
+from sama.files import replace_file
+from sama.journal import Journal, Row, read_journal, read_table
+
+SCORES_BY = "a model", "its settings"
+ROWS = [
+    Row(f"{n}.mp4", score=float(n), clips=[n + 0.5], times=[1.0], model=SCORES_BY[0], settings=SCORES_BY[1])
+    for n in range(9)
+]
+
+
+@pytest.fixture
+def small_disk():
+    """A function that limits the size of every file that this process writes, as a full disk does, within a row."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def limit(size: int | None):
+        resource.setrlimit(resource.RLIMIT_FSIZE, before if size is None else (size, before[1]))
+
+    yield limit
+    limit(None)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("form", [".csv", ".jsonl", ".json"])
+def test_a_full_disk_leaves_whole_rows_and_can_be_resumed(tmp_path, small_disk, form):
+    out = tmp_path / f"scores{form}"
+    width = len(json.dumps(dataclasses.asdict(ROWS[0]))) + 1
+    with Journal(out, SCORES_BY) as journal:
+        small_disk(3 * width + width // 2)
+        for row in ROWS[:3]:
+            journal.add(row)
+        with pytest.raises(OutputError) as raised:
+            journal.add(ROWS[3])
+        small_disk(None)
+    assert str(raised.value) == (
+        f"{out}.partial cannot be written: File too large; "
+        f"3 rows are kept in {out}.partial: --resume continues from them"
+    )
+    assert read_journal(journal.partial) == ROWS[:3]
+    with Journal(out, SCORES_BY, resume=True) as journal:
+        assert journal.remaining([row.path for row in ROWS]) == [row.path for row in ROWS[3:]]
+        for row in ROWS[3:]:
+            journal.add(row)
+        journal.finish([row.path for row in ROWS])
+    assert read_table(out) == ROWS
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def test_a_full_disk_at_the_end_keeps_the_journal(tmp_path, small_disk):
+    out = tmp_path / "scores.json"
+    with Journal(out, SCORES_BY) as journal:
+        for row in ROWS:
+            journal.add(row)
+        small_disk(100)
+        with pytest.raises(
+            OutputError, match=r"scores\.json cannot be written: .*; 9 rows are kept in .*--resume continues"
+        ):
+            journal.finish()
+        small_disk(None)
+    assert not out.exists()
+    with Journal(out, SCORES_BY, resume=True) as journal:
+        journal.finish()
+    assert read_table(out) == ROWS
+
+
+def test_a_replaced_file_is_whole_or_as_it_was(tmp_path, small_disk):
+    path = tmp_path / "report.json"
+    replace_file(path, b"old")
+    small_disk(1000)
+    with pytest.raises(
+        OutputError, match=r"report\.json cannot be written: File too large; the file that was there is kept"
+    ):
+        replace_file(path, bytes(5000))
+    small_disk(None)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_command_says_in_a_line_what_a_full_disk_kept(tmp_path):
+    """The whole program, with files that need no decoding; then the same command with --resume."""
+    for n in range(30):
+        (tmp_path / f"{n}.mp4").write_bytes(b"no video")
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from sama.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, -1)) if sys.argv.pop(1) == 'full' else None\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+
+    def run(disk: str, *more: str) -> subprocess.CompletedProcess:
+        arguments = ["score", str(tmp_path), "--device", "cpu", "--out", str(tmp_path / "scores.csv"), *more]
+        return subprocess.run([sys.executable, "-c", code, disk, *arguments], capture_output=True, text=True)
+
+    full = run("full")
+    assert full.returncode == 2
+    assert "Traceback" not in full.stderr
+    last = full.stderr.strip().splitlines()[-1]
+    kept = len(read_journal(tmp_path / "scores.csv.partial"))
+    assert 0 < kept < 30
+    assert last.endswith(
+        f"File too large; {kept} rows are kept in {tmp_path / 'scores.csv.partial'}: --resume continues from them"
+    )
+    again = run("free", "--resume")
+    assert again.returncode == 1  # no file is a video
+    assert sorted(row.path for row in read_table(tmp_path / "scores.csv")) == sorted(map(str, tmp_path.glob("*.mp4")))
