@@ -190,7 +190,7 @@ class Attention(nn.Module):
         wt, space = windows.window[0], windows.window[1] * windows.window[2]
 
         def pairs(table: Tensor) -> Tensor:
-            return table.t()[:, index].view(-1, wt, space, wt, space)  # [heads, wt, S, wt, S]
+            return _rows(table, index).view(-1, wt, space, wt, space)  # [heads, wt, S, wt, S]
 
         bias = relative = pairs(self.relative_position_bias_table)[None]
         if self.fragment_position_bias_table is not None:
@@ -199,12 +199,20 @@ class Attention(nn.Module):
             bias = torch.addcmul(fragment, g, relative - fragment)  # g * relative + (1 - g) * fragment
         if self.scale_bias_table is not None:
             t = torch.arange(wt, device=device)
-            step = self.scale_bias_table.t()[:, t[:, None] - t + WINDOW[0] - 1]  # [heads, wt, wt]
+            step = _rows(self.scale_bias_table, t[:, None] - t + WINDOW[0] - 1)  # [heads, wt, wt]
             bias = bias + step[None, :, :, None, :, None]
         apart = windows.apart(device)
         if apart is not None:
             bias = bias + MASKED * apart[:, None, None, :, None, :]
         return bias.reshape(-1, self.heads, wt * space, wt * space)
+
+
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of a table `[rows, heads]` at an index `[...]`: contiguous `[heads, ...]`.
+
+    As an embedding, whose gradient is summed in a fixed order. That of `table[index]` is not on several threads.
+    """
+    return F.embedding(index, table).movedim(-1, 0).contiguous()
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

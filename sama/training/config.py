@@ -28,7 +28,7 @@ class LabelledSet:
 class Data:
     """The labelled files to train, validate and test on.
 
-    labels: label file of any form that `sama.data` reads
+    labels: label file of any form that `sama.labels` reads
     root: folder that its entries are relative to; None is the label file's own
     demo: make a set of photographs, clips and collages, degraded (`sama.corpus`), instead of reading labels: "small" or
         "full"; of images for an image model; "" does not
