@@ -4,8 +4,7 @@ import csv
 import os
 import zlib
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # on busy cores, torch's threads wait for each other by spinning
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # or torch's threads spin while they wait: slow on busy cores
 
 import av
 import numpy as np
@@ -25,19 +24,21 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="no GPU"))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `-n`: a file's tests run in one process and in their order, as they do without, and share its fixtures."""
+    from xdist.scheduler import LoadFileScheduling
+
+    if config.getoption("dist") != "load":  # asked for by --dist
+        return None
+    config.option.loadscopereorder = False  # long files with few tests would come last, one process waiting for them
+    return LoadFileScheduling(config, log)
+
+
 @pytest.fixture(autouse=True)
 def seeded(request):
     """The same random numbers of torch for a test, whatever ran before it in its process."""
     torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
-
-
-@pytest.fixture
-def two_threads():
-    """Two threads of torch in a test that compares to the bit what may be split between threads in several ways."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

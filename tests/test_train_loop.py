@@ -23,7 +23,7 @@ def test_it_overfits_eight_clips(labels, tmp_path):
         config(
             labels,
             tmp_path / "run",
-            optim={"epochs": 30, "batch": 8, "ema": 0.0, "schedule": "constant"},
+            optim={"epochs": 30, "batch": 8, "ema": 0.0, "lr": 2e-3},
             data=Data(labels=str(labels), train="train", val="train"),
         )
     )

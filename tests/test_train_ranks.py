@@ -35,6 +35,7 @@ def damaged(labels, tmp_path_factory):
 def trained(labels, damaged, tmp_path_factory):
     """By name of the run: what it left in one process, and on two ranks. One launch makes all runs of two ranks."""
     folder = tmp_path_factory.mktemp("ranks")
+    torch.manual_seed(0)
     model = make_model(config(labels, folder))
     torch.nn.init.normal_(model.head.fc_last.weight)  # 0 at first, and with it the backbone's gradients
     save_weights(model, folder / "start.safetensors", metadata={})
