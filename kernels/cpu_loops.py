@@ -451,5 +451,5 @@ def _compile(kind: str, half: bool) -> Callable[..., None]:
     signature = types.void(*signature)
     try:
         return njit(signature, nogil=True, cache=True, error_model="numpy")(function)
-    except RuntimeError:  # nowhere to keep compiled code: neither this folder nor the user's can be written
+    except (RuntimeError, OSError):  # nowhere to keep compiled code: no folder can be written, or the disk is full
         return njit(signature, nogil=True, error_model="numpy")(function)

@@ -19,7 +19,7 @@ class InputError(SamaError, ValueError):
 
 
 class DeviceError(InputError, RuntimeError):
-    """The device that was asked for is not there, or its memory is full."""
+    """The device that was asked for is not there."""
 
 
 class MissingLibraryError(SamaError, ImportError):

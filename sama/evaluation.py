@@ -104,7 +104,7 @@ def evaluate_predictions(
         that failed is left out of its part
     by: a column of the label file (or "split"): metrics for each of its values
     samples, seed: of the bootstrap
-    ValueError for no item, a column that does not exist, scores that are not finite.
+    `InputError` for no item, a column that does not exist, scores that are not finite.
     """
     if not items:
         raise InputError("no items to evaluate")
@@ -191,7 +191,7 @@ def calibration(kind: str, prediction: Sequence[float], mos: Sequence[float], sc
     """What `QualityModel.mos` takes from a checkpoint's metadata to bring scores onto the labels' scale.
 
     kind: "linear", least squares, or "logistic". Calibrate on labels that are not used to judge the result's RMSE.
-    ValueError where scores or labels are constant, or run against each other: the order would be turned around.
+    `InputError` where scores or labels are constant, or run against each other: the order would be turned around.
     """
     if kind not in KINDS:
         raise InputError(f"unknown calibration {kind!r}; known: {', '.join(KINDS)}")

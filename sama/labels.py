@@ -79,7 +79,7 @@ def protocol_split(items: Sequence[Item], k: int, train_share: float = 0.8) -> t
     `random.Random(123 * k)`; the first int(train_share * groups) are for training.
 
     Where every item is a group of its own, as in all sets but KADID-10k, that is a shuffle of the items. Items come in
-    the order of the shuffled groups. ValueError where one side would be empty.
+    the order of the shuffled groups. `InputError` where one side would be empty.
     """
     members: dict[str, list[Item]] = {}
     for item in items:
@@ -96,7 +96,7 @@ def protocol_split(items: Sequence[Item], k: int, train_share: float = 0.8) -> t
 def named_split(items: Sequence[Item], train: str = "train", val: str = "val") -> tuple[list[Item], list[Item]]:
     """The items whose column `split` says `train`, and those where it says `val`.
 
-    ValueError where one of the two does not occur, or a group lies in both.
+    `InputError` where one of the two does not occur, or a group lies in both.
     """
     sides = with_split(items, train), with_split(items, val)
     leaking = leakage(dict(zip((train, val), sides)))
@@ -109,7 +109,7 @@ def named_split(items: Sequence[Item], train: str = "train", val: str = "val") -
 
 
 def with_split(items: Sequence[Item], name: str) -> list[Item]:
-    """The items of one split of the file's own; ValueError, naming the known ones, where there are none."""
+    """The items of one split of the file's own; `InputError`, naming the known ones, where there are none."""
     chosen = [item for item in items if item.split == name]
     if not chosen:
         known = ", ".join(f"{split!r} ({n})" for split, n in Counter(i.split for i in items if i.split).items())

@@ -80,7 +80,7 @@ def load_model(
     mode: in place of the sampling mode that the checkpoint tells or suggests
     dtype: "float32", or "bfloat16" / "float16" for autocast
     NoWeightsError where there is no file to load or it brings no head; `sama.models.CheckpointError` for a file that is
-    no known checkpoint; FileNotFoundError; ValueError for an unknown device, dtype or mode.
+    no known checkpoint; FileNotFoundError; `InputError` for an unknown device, dtype or mode.
     """
     from sama.models import build
 

@@ -57,7 +57,7 @@ class VideoSampler(Sampler):
     backend: "reference" (slow, any device), "cpu" (numba), "triton" (GPU); "auto" is the fastest that can run
     layout: "video", or "patches" as the model embeds them (`sama.kernels.layout`)
     threads: of the CPU kernel; None is `torch.get_num_threads()`
-    ValueError for an unknown name or a size below 1.
+    `InputError` for an unknown name or a size below 1.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class VideoSampler(Sampler):
         draws: `(u, v)` in place of the draw, or a list of them, one a clip: [Gh, Gw, ceil(T / aligned)], uniforms in
             [0, 1), whole pixels for "fragments"
         returns: [B, 3, T, Gh*fh, Gw*fw], or [B, T/2, Sh/4, Sw/4, 96] with layout="patches", on the device of the clips
-        ValueError or TypeError for a wrong shape, dtype, length or device.
+        `InputError` or TypeError for a wrong shape, dtype, length or device.
         """
         sources = _video_sources(clips)
         pairs = self.draws([_size_of(s) for s in sources], len(sources[0]), train, draws, generator)
@@ -294,7 +294,7 @@ class ImageSampler(Sampler):
         train: draw the offsets, a flip (probability 0.5) and an angle (uniform in [-45, 45] degrees), image by image
         draws, flip, angle: one for a single image or a list, in place of those draws; degrees counter-clockwise
         returns: [B, 3, Gh*fh, Gw*fw] on the device of the images
-        ValueError or TypeError for a wrong shape, dtype, length or device, or a side that would be enlarged to more
+        `InputError` or TypeError for a wrong shape, dtype, length or device, or a side that would be enlarged to more
         than 2**24 pixels.
         """
         arrays = _image_arrays(images)

@@ -92,6 +92,15 @@ def test_an_interruption_says_how_to_continue(monkeypatch, capsys):
     assert capsys.readouterr().err == "\ninterrupted; the same command with --resume true continues\n"
 
 
+def test_a_full_disk_in_training_says_how_to_continue(monkeypatch, capsys):
+    from sama import train
+
+    error = errors.OutputError("last.pt cannot be written: No space left on device; the file that was there is kept")
+    monkeypatch.setattr(train, "run", lambda config: (_ for _ in ()).throw(error))
+    assert train.main([]) == terminal.NOT_CARRIED_OUT
+    assert capsys.readouterr().err == f"sama.train: {error}; the same command with --resume true continues\n"
+
+
 def test_compiling_the_kernel_is_announced_once(monkeypatch, caplog):
     """Only where it takes long, and once, however many kernels are compiled."""
     monkeypatch.setattr(cpu_loops, "_kernels", {})
