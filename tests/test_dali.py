@@ -390,12 +390,6 @@ def test_memory_does_not_grow(clip, tmp_path):
     assert after - before < 4 << 20
 
 
-def test_import_of_the_package_does_not_bring_dali():
-    code = "import sys, sama, sama.decode, sama.scoring; print([m for m in sys.modules if m.startswith('nvidia.dali')])"
-    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
-
-
 @pytest.mark.cuda
 @pytest.mark.parametrize(
     ("codec", "suffix", "options"),

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -292,7 +293,7 @@ def test_overwriting_forgets_the_old_rows_for_good(tmp_path):
         assert list(journal.rows) == ["new"]
 
 
-def test_killed_at_any_moment_it_goes_on(weights, folder, tmp_path):
+def test_killed_at_any_moment_it_goes_on(weights, folder, tmp_path, monkeypatch):
     """kill -9 after each number of rows: the resumed run gives the same table, each file scored once."""
     names = [folder / name for name in ("a.mp4", "d.avi", "empty.mp4", "with spaces/b c.mkv")]
     out = tmp_path / "scores.jsonl"
@@ -322,8 +323,11 @@ def test_killed_at_any_moment_it_goes_on(weights, folder, tmp_path):
         process.wait()
         kept = partial.read_bytes() if partial.exists() else out.read_bytes()
         assert kept.count(b"\n") >= rows_before_kill
-    run = subprocess.run(arguments, capture_output=True, text=True)
-    assert run.returncode == 1, run.stderr
+    monkeypatch.setattr(sys, "argv", list(map(str, arguments[2:])))
+    monkeypatch.delitem(sys.modules, "sama.cli")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("sama.cli", run_name="__main__")  # as python -m does
+    assert ended.value.code == 1
     assert not partial.exists()
     rows = read_table(out)
     assert [row.path for row in rows] == [str(name) for name in names]
