@@ -150,7 +150,8 @@ def test_flipped_bits_never_crash(clip, name, tmp_path):
         path = tmp_path / f"{seed}-{name}"
         path.write_bytes(data)
         with contextlib.suppress(DecodeError), open_video(path, decoder="pyav") as video:
-            assert all(frame.width == 96 for _, frame in video.frames(range(0, video.info.num_frames, 3)))
+            sizes = {frame.width for _, frame in video.frames(range(0, video.info.num_frames, 3))}
+            assert sizes <= {video.info.width}  # 96, unless the size itself was hit
 
 
 def resident_mib() -> float:

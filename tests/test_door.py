@@ -133,7 +133,8 @@ def test_compiling_is_no_waiting_for_decoding(monkeypatch, tmp_path):
 
     monkeypatch.setattr(type(model.sampler), "prepare", slow)
     meter = Meter()
-    (row,) = score_files([str(tmp_path / "none.mp4")], model, meter=meter)
+    (tmp_path / "empty.mp4").touch()
+    (row,) = score_files([str(tmp_path / "empty.mp4")], model, meter=meter)
     assert row.status == "error"
     assert compiled == [model.sampler]
     assert meter.running < 0.4

@@ -294,7 +294,7 @@ def test_the_command_calibrates(root, weights, scored, tmp_path, capsys, kind):
     spread = 7 * (max(prediction) - min(prediction))
     assert (result.mos, result.mos_scale) == (pytest.approx(30 + 7 * prediction[3], abs=0.05 * spread), "mine")
     assert cli.main(["evaluate", str(labels), str(root), *map(str, arguments)]) == 2
-    assert "is there already: give another name, or --overwrite" in capsys.readouterr().err
+    assert "exists already: give another name, or --overwrite" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
