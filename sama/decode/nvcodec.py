@@ -179,5 +179,7 @@ def refusal(video: PyavVideo, device: torch.device) -> str | None:
         return "its colour matrix is neither BT.601 nor BT.709"
     if video.index is None:
         return "its time stamps do not tell which frames it has"
+    if not all(video.index.packets[key].is_entry for key in video.index.keys):
+        return "decoding cannot begin at each of its key frames (gradual refresh)"
     capability = torch.cuda.get_device_capability(device)
     return gpu_decodable(video.info.codec, video.info.pix_fmt, *video.decoded_size, capability=capability)
