@@ -187,8 +187,9 @@ class _Decoder:
         for unit in units(memoryview(data), 0):
             kind = unit[0] & 31 if self.codec == "h264" else unit[0] >> 1 & 63
             if kind == PARAMETER_SETS[self.codec]:
-                self.sequence = self.sequence or bytes(unit)
-                if self.sequence != bytes(unit):
+                found = bytes(unit).rstrip(b"\0")
+                self.sequence = self.sequence or found
+                if self.sequence != found:
                     self.library.crime("a session was given another sequence than its first")
 
     def _surface(self, slot, frame):

@@ -9,8 +9,8 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import videos
 import pytest
+import videos
 
 import sama
 

@@ -185,6 +185,19 @@ def _on_gpu(video: PyavVideo, device: str | torch.device | None) -> Video:
     return video
 
 
+def gpu_workers(decoder: str, device: str | torch.device) -> int:
+    """How many threads keep a GPU's decoders busy, where `open_video` may decode there with nvcodec; 0 elsewhere."""
+    if not str(device).startswith("cuda") or decoder not in ("auto", "nvcodec"):
+        return 0
+    if not DECODERS["nvcodec"].available() or not nvdec.driver_available():
+        return 0
+    try:
+        from sama.decode import nvcodec
+    except (ImportError, OSError, RuntimeError):  # installed, but its driver is not
+        return 0
+    return nvcodec.workers(nvcodec.pick_device(device, numbered=True))
+
+
 def decode_with(
     use: Callable[[Video], Result],
     path: str | PathLike[str],

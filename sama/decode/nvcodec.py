@@ -32,7 +32,7 @@ from sama.decode.packets import Source
 from sama.decode.pyav import PyavVideo, SourcedVideo
 from sama.decode.sessions import SessionPool
 from sama.devices import pick_device
-from sama.errors import DecodeError, InputError, MissingLibraryError
+from sama.errors import DecodeError, InputError, MissingLibraryError, without_traceback
 from sama.frames import Frame
 
 try:
@@ -46,7 +46,7 @@ CODECS = {"h264": "H264", "hevc": "HEVC", "vp8": "VP8", "vp9": "VP9", "av1": "AV
 FILTERS = {"h264": "h264_mp4toannexb,dump_extra", "hevc": "hevc_mp4toannexb,dump_extra"}
 
 
-HELD_FRAMES = 20  # surfaces of a file at one time: the decoder's, and a group that waits for the sampler
+HELD_FRAMES = 10  # of RGB, the size of 20 surfaces: the decoder's, and the group that waits for the sampler
 SESSIONS_PER_ENGINE = 2  # one decodes while the other waits for packets
 DEFAULT_ENGINES = 2  # where the library does not say how many there are
 FLUSH_ROUNDS = 8  # empty packets until a decoder has given everything; the first one is enough
@@ -101,8 +101,7 @@ class NvcodecVideo(SourcedVideo):
         self.key = SessionKey(self.device, self.info.codec, size, self.info.pix_fmt, sequence, self.info.path)
 
     def held_bytes(self, clip_len: int) -> int:
-        """As `sama.decode.Video.held_bytes`: the surfaces of the decoder and of what is being sampled, no more than
-        `HELD_FRAMES` whatever the length of the clip."""
+        """As `sama.decode.Video.held_bytes`: surfaces, no more than `HELD_FRAMES` whatever the length of the clip."""
         return self.info.rgb_bytes(min(clip_len, HELD_FRAMES))
 
     def _frames(self, wanted: list[int]) -> Iterator[tuple[int, Frame]]:
@@ -245,7 +244,8 @@ class NvcodecSession:
                 surfaces = [(surface.getPTS(), surface) for surface in self.decoder.Decode(packet)]
             except Exception as error:
                 at = f"at the packet of frame {n}" if data else "at the end of a run"
-                raise DecodeError(path, f"the GPU's decoder failed {at} ({error})") from error
+                # without what it refers to, or the decoder would go on living as long as the error
+                raise DecodeError(path, f"the GPU's decoder failed {at} ({error})") from without_traceback(error)
         self.pending = bool(data or surfaces)
         return surfaces
 
@@ -286,12 +286,20 @@ def engines(device: torch.device) -> int:
         return DEFAULT_ENGINES
 
 
+def sessions(device: torch.device) -> int:
+    """How many files are decoded at one time on a GPU."""
+    return SESSIONS_PER_ENGINE * engines(device)
+
+
+def workers(device: torch.device) -> int:
+    """Threads that keep the sessions of a GPU busy: half as many more open the next files in the meantime."""
+    return sessions(device) * 3 // 2
+
+
 @cache
 def pool(device: torch.device) -> SessionPool[SessionKey, NvcodecSession]:
     """The sessions of a GPU, shared by all threads; those not in use are closed when the program ends."""
-    made: SessionPool[SessionKey, NvcodecSession] = SessionPool(
-        NvcodecSession, limit=SESSIONS_PER_ENGINE * engines(device)
-    )
+    made: SessionPool[SessionKey, NvcodecSession] = SessionPool(NvcodecSession, limit=sessions(device))
     atexit.register(made.clear)
     return made
 

@@ -1,14 +1,17 @@
 """A pool of decoder sessions: as many as the hardware serves at once, kept between files, and waited for.
 
-    with pool.lease(key) as lease:                # the oldest waiting thread is served first
+    with pool.lease(key) as lease:                # waits while all sessions are busy
         for n, frame in lease.session.decode(...):
             with lease.parked():
                 yield n, frame                    # whoever takes the frames may never come back
             if lease.taken: ...                   # and the session may serve another file by now
 
-Sessions of one key are interchangeable. One whose lease ends with an error is closed and never used again. A session
-of another key is closed to make room once `limit` are there. So that nobody waits for ever for a session of frames that
-nobody takes, a parked lease can be taken away: at once by the thread that parked it, by others after `PATIENCE`.
+Sessions of one key are interchangeable. One whose lease ends with an error is closed and never used again. Once `limit`
+are there, one of another key is closed to make room. Whoever has waited longest is served first, unless another waits
+for the key of a session that is free; nobody is passed over more than `limit` times.
+
+So that nobody waits for ever for a session whose frames nobody takes, a parked lease can be taken away: at once by the
+thread that parked it, by others after `PATIENCE`.
 """
 
 from __future__ import annotations
@@ -56,6 +59,7 @@ class Lease(Generic[Key, AnySession]):
     def __init__(self, pool: SessionPool[Key, AnySession], key: Key):
         self.pool, self.key = pool, key
         self._session: AnySession | None = None
+        self.skipped = 0  # how often it was passed over
         self.parked_since: float | None = None
         self.parked_by = 0
 
@@ -138,13 +142,17 @@ class SessionPool(Generic[Key, AnySession]):
             raise
 
     def _wait(self, lease: Lease[Key, AnySession]) -> AnySession:
+        later: list[Lease[Key, AnySession]] = []
         while True:
             with self.changed:
-                while self.waiting[0] is not lease or not (self._free() or self._abandoned()):
+                while self._next() is not lease or not (self._free() or self._abandoned()):
                     self.changed.wait(self._seconds_to_wait())
                 if self._free():
                     session, fits = self._find(lease.key)
-                    self.waiting.popleft()
+                    while (passed_over := self.waiting.popleft()) is not lease:
+                        passed_over.skipped += 1
+                        later.append(passed_over)
+                    self.waiting.extendleft(reversed(later))
                     self.leases.append(lease)
                     self.changed.notify_all()
                     break
@@ -166,6 +174,15 @@ class SessionPool(Generic[Key, AnySession]):
                 self.counts.dropped += 1
                 self.changed.notify_all()
             raise
+
+    def _next(self) -> Lease[Key, AnySession]:
+        """Who is served next."""
+        if self.waiting[0].skipped < self.limit:
+            keys = {key for key, _ in self.idle}
+            for lease in self.waiting:
+                if lease.key in keys:
+                    return lease
+        return self.waiting[0]
 
     def _free(self) -> bool:
         return bool(self.idle) or self.alive < self.limit
