@@ -3,7 +3,8 @@
 python bench/simulate_decoding.py [--files N] [--out FOLDER]
 
 The pool of sessions, the sessions, the threads that work ahead, the choice of frames and packets are the package's own;
-the library and time are those of `virtual_gpu.py`, with its rates. `CORPUS` says what the files are. Writes
+the library and time are those of `virtual_gpu.py`, with its rates. `CORPUS` says what the files are. On the slow host
+Python takes 4 times as long, and opening files and making sessions 3 times. Writes
 `results/simulate-decoding.csv`: for each number of sessions the share of the engines' time that is used, from the first
 packet to the last.
 """
@@ -44,6 +45,7 @@ from sama.prefetch import Ended, ahead
 RESULTS = Path(__file__).parent / "results"
 FILES, SEED = 1000, 0
 SESSIONS = (1, 7, 14, 21)
+AS_SCORED = "as files are scored"
 JOBS_AHEAD, ITEMS_AHEAD = 256, 16  # as `sama.scoring` has them on a GPU
 
 
@@ -74,13 +76,13 @@ CORPUS = (
 class Row:
     """One run.
 
-    sessions: at most; workers: threads; kept: sessions between files, or a new one for each
+    case: what is simulated; sessions: at most; workers: threads
     seconds: virtual; per_second: files; share: of the engines' time, 0..1; made: sessions constructed
     """
 
+    case: str
     sessions: int
     workers: int
-    kept: bool
     engines: int
     fps_per_engine: float
     files: int
@@ -129,8 +131,13 @@ def corpus(files: int) -> list[File]:
     return [File(number, CORPUS[kind]) for number, kind in enumerate(kinds)]
 
 
-def simulate(files: list[File], sessions: int, workers: int, rates: Rates, *, kept: bool = True) -> Row:
-    """Decode all files with at most that many sessions, in that many threads."""
+def simulate(
+    files: list[File], sessions: int, workers: int, rates: Rates, *, kept: bool = True, case: str = AS_SCORED
+) -> Row:
+    """Decode all files with at most that many sessions, in that many threads.
+
+    kept: sessions are kept between files; otherwise each file gets a new one
+    """
     time = VirtualTime(workers)
     gpu = VirtualGpu(rates, time)
     with installed(gpu):
@@ -168,9 +175,9 @@ def simulate(files: list[File], sessions: int, workers: int, rates: Rates, *, ke
     if abs(worked - sum(packets) / rates.fps) > 1e-6 * worked:
         raise AssertionError("packets were sent that no engine decoded")
     return Row(
+        case=case,
         sessions=sessions,
         workers=workers,
-        kept=kept,
         engines=rates.engines,
         fps_per_engine=rates.fps,
         files=len(files),
@@ -201,9 +208,9 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     slow = replace(rates, host=4 * rates.host, construction=3 * rates.construction, opening=3 * rates.opening)
     rows = [simulate(files, sessions, sessions + sessions // 2, rates) for sessions in SESSIONS]
     best = 2 * rates.engines
-    rows.append(simulate(files, best, best, rates))
-    rows.append(simulate(files, best, best, rates, kept=False))
-    rows.append(simulate(files, best, best + best // 2, slow))
+    rows.append(simulate(files, best, best, rates, case="a thread for each session"))
+    rows.append(simulate(files, best, best, rates, kept=False, case="a new session for each file"))
+    rows.append(simulate(files, best, best + best // 2, slow, case="a slow host"))
     show(rows, rates)
     with open(options.out / "simulate-decoding.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")

@@ -145,7 +145,7 @@ def ahead(
     def in_bounds() -> bool:
         if in_order:
             return len(started) < max(jobs_ahead, workers)
-        return not started or (len(started) <= workers and newest - started[0].number < jobs_ahead)
+        return not started or (len(started) <= workers and newest + 1 - started[0].number < jobs_ahead)
 
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:

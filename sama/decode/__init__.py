@@ -178,10 +178,7 @@ def _on_gpu(video: PyavVideo, device: str | torch.device | None) -> Video:
         except (ImportError, OSError, RuntimeError):  # installed, but its driver is not
             continue
         if module.refusal(video, where) is None:
-            try:
-                return getattr(module, decoder.cls)(video.info.path, device=where, source=video)
-            except DecodeError:
-                continue
+            return getattr(module, decoder.cls)(video.info.path, device=where, source=video)
     return video
 
 

@@ -181,8 +181,11 @@ class DaliVideo(SourcedVideo):
         encoded = read_bytes(self.info.path)
         for chunk in self._chunks(wanted):
             job = _Job(0, self, encoded, np.array(chunk, np.int32), None)
-            with nullcontext(self._dali) if self._dali else lend(*self._key) as dali:
-                ((_, clip),) = dali._decode([job])
+            try:
+                with nullcontext(self._dali) if self._dali else lend(*self._key) as dali:
+                    ((_, clip),) = dali._decode([job])
+            except Exception as error:  # what the file does wrong is no exception there
+                raise DecodeError(self.info.path, f"DALI cannot be used ({reason_of(error)})") from error
             if isinstance(clip, DecodeError):
                 raise clip
             for n, t in zip(chunk, range(len(clip))):

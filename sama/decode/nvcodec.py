@@ -163,10 +163,10 @@ class NvcodecSession:
         self.sent = 0  # the number of the packet sent last
         self.pending = False  # whether packets went in that may not have come out
         self.decoder: Any = None
-        with current_device(self.device):
-            if self.device.type == "cuda":
-                self.stream = torch.cuda.Stream(self.device)
-            try:
+        try:
+            with current_device(self.device):
+                if self.device.type == "cuda":
+                    self.stream = torch.cuda.Stream(self.device)
                 self.decoder = PyNvVideoCodec.CreateDecoder(
                     gpuid=self.device.index or 0,
                     codec=getattr(PyNvVideoCodec.cudaVideoCodec, CODECS[key.codec]),
@@ -174,8 +174,8 @@ class NvcodecSession:
                     cudastream=self.stream.cuda_stream if self.stream else 0,
                     usedevicememory=True,
                 )
-            except Exception as error:
-                raise DecodeError(key.path, f"the GPU's decoder cannot be opened ({error})") from error
+        except Exception as error:
+            raise DecodeError(key.path, f"the GPU's decoder cannot be opened ({error})") from error
 
     def decode(
         self, units: Iterable[tuple[int, bytes]], wanted: Collection[int], path: str
@@ -239,27 +239,27 @@ class NvcodecSession:
         if data:
             self.sent += 1
             packet.bsl_data, packet.bsl, packet.pts = memory.ctypes.data, len(data), self.sent
-        with self._current():
-            try:
+        try:
+            with self._current():
                 surfaces = [(surface.getPTS(), surface) for surface in self.decoder.Decode(packet)]
-            except Exception as error:
-                at = f"at the packet of frame {n}" if data else "at the end of a run"
-                # without what it refers to, or the decoder would go on living as long as the error
-                raise DecodeError(path, f"the GPU's decoder failed {at} ({error})") from without_traceback(error)
+        except Exception as error:
+            at = f"at the packet of frame {n}" if data else "at the end of a run"
+            # without what it refers to, or the decoder would go on living as long as the error
+            raise DecodeError(path, f"the GPU's decoder failed {at} ({error})") from without_traceback(error)
         self.pending = bool(data or surfaces)
         return surfaces
 
     def _copy(self, surface: Any, path: str) -> torch.Tensor:
         """A surface in memory of its own, ready for the stream that is current."""
-        with self._current():
-            try:
+        try:
+            with self._current():
                 frame = torch.from_dlpack(surface).clone()
-            except Exception as error:
-                raise DecodeError(path, f"a frame cannot be copied out of the GPU's decoder ({error})") from error
-        if self.stream:
-            current = torch.cuda.current_stream(self.device)
-            current.wait_stream(self.stream)
-            frame.record_stream(current)
+            if self.stream:
+                current = torch.cuda.current_stream(self.device)
+                current.wait_stream(self.stream)
+                frame.record_stream(current)
+        except Exception as error:
+            raise DecodeError(path, f"a frame cannot be copied out of the GPU's decoder ({error})") from error
         return frame
 
     @contextmanager
