@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 DTYPES = ("float32", "bfloat16", "float16")
+SCORING_WORKERS = "files decoded at the same time (half of the cores, at most 4; 3 for each decoding engine of a GPU)"
 
 
 def parser() -> ArgumentParser:
@@ -38,7 +39,7 @@ def parser() -> ArgumentParser:
     score.add_argument("--retry", action="store_true", help="with --resume: score again what failed before")
     score.add_argument("--overwrite", action="store_true", help="begin anew although --out exists")
     score.add_argument("--batch", type=int, help="clips that go through the model at once (1 on a CPU, 8 on a GPU)")
-    score.add_argument("--workers", type=int, help="files decoded at the same time (half of the cores, at most 4)")
+    score.add_argument("--workers", type=int, help=SCORING_WORKERS)
     _add_reading(score)
     _add_model(score)
     commands.add_subcommand("score", score, help="score files")
@@ -73,7 +74,7 @@ def parser() -> ArgumentParser:
     evaluate.add_argument("--samples", type=int, default=1000, help="bootstrap draws for the intervals")
     evaluate.add_argument("--seed", type=int, default=0, help="of the bootstrap draws")
     evaluate.add_argument("--batch", type=int, help="clips that go through the model at once (1 on a CPU, 8 on a GPU)")
-    evaluate.add_argument("--workers", type=int, help="files decoded at the same time (half of the cores, at most 4)")
+    evaluate.add_argument("--workers", type=int, help=SCORING_WORKERS)
     _add_decoder(evaluate)
     _add_model(evaluate)
     commands.add_subcommand("evaluate", evaluate, help="compare scores with labels")

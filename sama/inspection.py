@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sama.backends import MEAN, STD
-from sama.decode import open_video
+from sama.decode import Video, decode_with
 from sama.decode.images import read_image
 from sama.figures import check_format, save_figure
 from sama.files import check_kind, printable
@@ -70,8 +70,9 @@ def draw(
 
 def _watch(path, model: QualityModel, every_seconds, decoder):
     """The middle frame, mosaics of the middle clip, and every clip's mean map, value and time: memory does not grow."""
-    maps, values = [], []
-    with open_video(path, decoder=decoder, device=model.device) as video:
+
+    def watch(video: Video):
+        maps, values = [], []
         seconds, clips = model.sample(video, every_seconds)
         middle = len(seconds) // 2
         for number, clip in enumerate(clips):
@@ -82,8 +83,10 @@ def _watch(path, model: QualityModel, every_seconds, decoder):
                 picture_input = reference.join(clip.cpu(), model.sampler.layout)
         (_, frame), *_ = video.frames([video.info.num_frames // 2])
         picture = reference.to_rgb(frame).cpu().numpy()
-    steps = sorted({0, picture_input.shape[1] // 2, picture_input.shape[1] - 1})
-    return picture, [mosaic(picture_input, t) for t in steps], torch.stack(maps), values, seconds.tolist()
+        steps = sorted({0, picture_input.shape[1] // 2, picture_input.shape[1] - 1})
+        return picture, [mosaic(picture_input, t) for t in steps], torch.stack(maps), values, seconds.tolist()
+
+    return decode_with(watch, path, decoder=decoder, device=model.device)
 
 
 def mosaic(x: torch.Tensor, t: int) -> np.ndarray:

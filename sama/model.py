@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from sama.decode import open_video
+from sama.decode import decode_with
 from sama.decode.images import read_image
 from sama.devices import pick_device
 from sama.errors import CheckpointError, InputError, MissingFileError, NoWeightsError
@@ -377,11 +377,14 @@ class QualityModel:
         check_kind(source, self.kind)
         if self.kind == "image":
             return self._score_pixels(read_image(source), None, None)
-        with open_video(source, decoder=decoder, device=self.device) as video:
+
+        def score_video(video: Video) -> Result:
             seconds, clips = self.sample(video, every_seconds)
             values = [value for clip in clips for value in self.values([clip], 1)]
             info = video.info
             return self.result(values, seconds, info.num_frames, info.width, info.height)
+
+        return decode_with(score_video, source, decoder=decoder, device=self.device)
 
     def _score_pixels(
         self, pixels: np.ndarray | torch.Tensor, every_seconds: float | None, fps: float | None
