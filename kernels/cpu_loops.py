@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PREFETCH_ROWS = 2  # how far ahead memory is asked for: addresses jump from row to row, so the processor cannot guess
 CACHE_LINE = 64
-SILENT_SECONDS = 1.0  # of compiling, before a message says what takes so long; loading from disk takes less
+SILENT_SECONDS = 3.0  # of compiling, before a message says what takes so long; loading from disk takes less
 
 _log = logging.getLogger("sama")
 _compiling = threading.Lock()
@@ -451,5 +451,5 @@ def _compile(kind: str, half: bool) -> Callable[..., None]:
     signature = types.void(*signature)
     try:
         return njit(signature, nogil=True, cache=True, error_model="numpy")(function)
-    except RuntimeError:  # nowhere to keep compiled code: neither this folder nor the user's can be written
+    except (RuntimeError, OSError):  # nowhere to keep compiled code: no folder can be written, or the disk is full
         return njit(signature, nogil=True, error_model="numpy")(function)

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sama.models.heads import autocasting
+from sama.kernels.layout import ceil_div
+from sama.models.heads import autocasting, exactly
 from sama.models.windows import WINDOW, Windows
 
 MASKED = -100.0  # the published logit offset between tokens that a shift made neighbours
@@ -71,10 +72,16 @@ def attend(qkv: Tensor, bias: Tensor) -> Tensor:
     """
     n, w, length, _, heads, d = qkv.shape
     bias = bias.to(qkv.dtype)
-    if bias.requires_grad and bias.device.type == "cpu" and not torch.compiler.is_compiling():
+    if bias.requires_grad and not torch.compiler.is_compiling():
         by_bias = qkv.reshape(-1, len(bias), *qkv.shape[2:])
         return _TrainableBias.apply(by_bias, bias).reshape(n, w, length, heads * d)
-    if n == 1 and not bias.requires_grad:
+    return _attend(qkv, bias)
+
+
+def _attend(qkv: Tensor, bias: Tensor) -> Tensor:
+    """`attend` by one call of PyTorch's attention, whose gradient of the bias is as large as all logits."""
+    n, w, length, _, heads, d = qkv.shape
+    if n == 1:
         return _attend_one(qkv[0], bias)[None]
     q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).reshape(3, n, w * heads, length, d)
     bias = align(bias.expand(w, -1, -1, -1).reshape(1, w * heads, length, length))
@@ -89,43 +96,84 @@ def _attend_one(qkv: Tensor, bias: Tensor) -> Tensor:
 
 
 class _TrainableBias(torch.autograd.Function):
-    """`attend` with a gradient for the bias `[W, heads, L, L]`, for the CPU, where PyTorch's own keeps all logits.
+    """`attend` with a gradient for the bias `[W, heads, L, L]`, in little memory.
 
-    The backward pass computes the logits again, for one head of some windows at a time.
+    PyTorch's own keeps all logits on a CPU, and on a GPU it makes a gradient of the bias for each sample and then adds
+    them up. Here the backward pass works on some samples, windows and heads at a time: on a CPU from the logits,
+    elsewhere by PyTorch's fused attention, which it runs again.
     """
 
-    LOGITS = 2**20  # at a time, so that they stay in the processor's cache
+    LOGITS = 2**20  # at a time on a CPU, so that they stay in the processor's cache
+    PIECE = 2**24  # elements elsewhere: of queries, keys and values copied at a time, and of bias gradients
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(qkv, bias)
         bias = bias.detach()  # where a bias requires a gradient, PyTorch keeps the logits
-        return torch.stack([_attend_one(one, bias) for one in qkv])
+        if _from_logits(qkv):
+            return torch.stack([_attend_one(one, bias) for one in qkv])
+        out = qkv.new_empty(*qkv.shape[:3], qkv.shape[4] * qkv.shape[5])
+        samples = max(1, _TrainableBias.PIECE // max(1, qkv[0].numel()))
+        for part, to in zip(qkv.split(samples), out.split(samples)):
+            to.copy_(_attend(part, bias))
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         qkv, bias = ctx.saved_tensors
-        n, windows, length, _, heads, d = qkv.shape
-        grad = grad.unflatten(-1, (heads, d))
-        dtype = torch.promote_types(qkv.dtype, torch.float32)
-        dqkv = torch.empty_like(qkv)
-        dbias = torch.zeros_like(bias, dtype=dtype)
-        samples = max(1, min(n, _TrainableBias.LOGITS // length**2))
-        step = max(1, _TrainableBias.LOGITS // (samples * length**2))
-        for some in zip(*(t.split(samples) for t in (qkv, dqkv, grad))):
-            for first, h in product(range(0, windows, step), range(heads)):
-                here = slice(first, first + step)
-                part, to, do = (t[:, here, ..., h, :] for t in some)
-                q, k, v = part.to(dtype).unbind(3)  # [samples, step, L, D]
-                q, do = q * d**-0.5, do.to(dtype)
-                p = (q @ k.mT).add_(bias[here, h]).softmax(-1)
-                ds = torch._softmax_backward_data(do @ v.mT, p, -1, dtype)
-                dbias[here, h] += ds.sum(0)
-                to[..., 0, :] = (ds @ k).mul_(d**-0.5)
-                to[..., 1, :] = ds.mT @ q
-                to[..., 2, :] = p.mT @ do
-        return dqkv, dbias.to(bias.dtype)
+        return (_gradients_from_logits if _from_logits(qkv) else _gradients_by_pieces)(qkv, bias, grad)
+
+
+def _from_logits(qkv: Tensor) -> bool:
+    """Whether gradients are computed from the logits: on a CPU, where a piece of them stays in the cache."""
+    return qkv.device.type == "cpu"
+
+
+def _gradients_from_logits(qkv: Tensor, bias: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `qkv` and `bias`, where the logits are computed again for one head of some windows at a time."""
+    n, windows, length, _, heads, d = qkv.shape
+    grad = grad.unflatten(-1, (heads, d))
+    dtype = torch.promote_types(qkv.dtype, torch.float32)
+    dqkv = torch.empty_like(qkv)
+    dbias = torch.zeros_like(bias, dtype=dtype)
+    samples = max(1, min(n, _TrainableBias.LOGITS // length**2))
+    step = max(1, _TrainableBias.LOGITS // (samples * length**2))
+    for some in zip(*(t.split(samples) for t in (qkv, dqkv, grad))):
+        for first, h in product(range(0, windows, step), range(heads)):
+            here = slice(first, first + step)
+            part, to, do = (t[:, here, ..., h, :] for t in some)
+            q, k, v = part.to(dtype).unbind(3)  # [samples, step, L, D]
+            q, do = q * d**-0.5, do.to(dtype)
+            p = (q @ k.mT).add_(bias[here, h]).softmax(-1)
+            ds = torch._softmax_backward_data(do @ v.mT, p, -1, dtype)
+            dbias[here, h] += ds.sum(0)
+            to[..., 0, :] = (ds @ k).mul_(d**-0.5)
+            to[..., 1, :] = ds.mT @ q
+            to[..., 2, :] = p.mT @ do
+    return dqkv, dbias.to(bias.dtype)
+
+
+def _gradients_by_pieces(qkv: Tensor, bias: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `qkv` and `bias` by PyTorch's attention, for some windows of some samples at a time.
+
+    The bias gradients of the samples are added up in float32, or in float64 where the bias is.
+    """
+    n, windows, length, _, heads, _ = qkv.shape
+    dqkv = torch.empty_like(qkv)
+    dbias = torch.zeros_like(bias, dtype=torch.promote_types(bias.dtype, torch.float32))
+    most = max(1, _TrainableBias.PIECE // (heads * length**2))  # windows of all samples in a piece
+    step = ceil_div(windows, ceil_div(windows, most))
+    samples = max(1, most // step)
+    for some, here in product(range(0, n, samples), range(0, windows, step)):
+        place = slice(some, some + samples), slice(here, here + step)
+        with torch.enable_grad(), exactly(qkv):
+            part, part_bias = qkv[place].detach().requires_grad_(), bias[place[1]].detach().requires_grad_()
+            gradients = torch.autograd.grad(_attend(part, part_bias), (part, part_bias), grad[place])
+        dqkv[place] = gradients[0]
+        dbias[place[1]] += gradients[1]
+        del gradients, part, part_bias  # or they would be held beside the next ones
+    return dqkv, dbias.to(bias.dtype)
 
 
 class Attention(nn.Module):
@@ -190,7 +238,7 @@ class Attention(nn.Module):
         wt, space = windows.window[0], windows.window[1] * windows.window[2]
 
         def pairs(table: Tensor) -> Tensor:
-            return table.t()[:, index].view(-1, wt, space, wt, space)  # [heads, wt, S, wt, S]
+            return _rows(table, index).view(-1, wt, space, wt, space)  # [heads, wt, S, wt, S]
 
         bias = relative = pairs(self.relative_position_bias_table)[None]
         if self.fragment_position_bias_table is not None:
@@ -199,12 +247,20 @@ class Attention(nn.Module):
             bias = torch.addcmul(fragment, g, relative - fragment)  # g * relative + (1 - g) * fragment
         if self.scale_bias_table is not None:
             t = torch.arange(wt, device=device)
-            step = self.scale_bias_table.t()[:, t[:, None] - t + WINDOW[0] - 1]  # [heads, wt, wt]
+            step = _rows(self.scale_bias_table, t[:, None] - t + WINDOW[0] - 1)  # [heads, wt, wt]
             bias = bias + step[None, :, :, None, :, None]
         apart = windows.apart(device)
         if apart is not None:
             bias = bias + MASKED * apart[:, None, None, :, None, :]
         return bias.reshape(-1, self.heads, wt * space, wt * space)
+
+
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of a table `[rows, heads]` at an index `[...]`: contiguous `[heads, ...]`.
+
+    As an embedding, whose gradient is summed in a fixed order. That of `table[index]` is not on several threads.
+    """
+    return F.embedding(index, table).movedim(-1, 0).contiguous()
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

@@ -98,7 +98,7 @@ def build(path: str | os.PathLike[str], *, mode: str | None = None) -> Built:
     notes: list[str] = []
     if checkpoint.metadata:
         metadata = dict(checkpoint.metadata)
-        if metadata.get("kind") not in MODELS:
+        if metadata.get("kind") not in [*MODELS]:  # a list too can be asked for
             raise CheckpointError(
                 f"{checkpoint.name}: got kind {metadata.get('kind')!r}, expected one of {list(MODELS)}"
             )
@@ -109,12 +109,12 @@ def build(path: str | os.PathLike[str], *, mode: str | None = None) -> Built:
         if source.mode is None:
             metadata["mode"], why = _sama_or_fast_vqa(checkpoint)
             if mode is None:
-                notes.append(f"mode {metadata['mode']!r} is told from {why}; give mode= if that is wrong")
+                notes.append(f"mode {metadata['mode']!r} is guessed from {why}; give mode= if that is wrong")
     if mode is not None:
         metadata["mode"] = mode
     try:
         model = MODELS[metadata["kind"]](metadata["size"], **metadata["options"])
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{checkpoint.name}: its metadata describe no model of this version ({error})") from error
     report = _load(model, checkpoint, source, notes)
     return Built(model.eval(), metadata, report)
@@ -134,7 +134,19 @@ def save_weights(model: Model, path: str | os.PathLike[str], *, metadata: Mappin
     own = {"format": OWN, "kind": model.kind, "size": model.size, "options": model.options}
     header = {k: json.dumps(v) for k, v in {**(metadata or {}), **own}.items()}
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    replace_file(path, save(tensors, metadata=header))  # safetensors' own `save_file` would let only the owner read it
+    content = _with_sorted_metadata(save(tensors, metadata=header))
+    replace_file(path, content)  # safetensors' own `save_file` would let only the owner read it
+
+
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """The same safetensors file with its metadata in alphabetic order. The library writes them in another order each
+    time, so that equal models would have files of different SHA-256, which scores are attributed to."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors after it stay aligned
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     return _read_header(path) if _is_safetensors(path) else {}
 
 
+PICKLE_MARKS = (b"PK", b"\x80")  # a zip archive, as PyTorch writes since 1.6, or a bare pickle
+
+
 def _is_safetensors(path: str | os.PathLike[str]) -> bool:
     """Whether a file starts as a safetensors file does: eight bytes with the length of its header, then the header,
     which is JSON."""
@@ -55,10 +58,18 @@ def _read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
             header = f.metadata() or {}
     except SafetensorError as error:
         raise CheckpointError(f"{os.fspath(path)} is not a whole safetensors file: {error}") from error
-    return {k: json.loads(v) for k, v in header.items()} if header.get("format") == json.dumps(OWN) else {}
+    if header.get("format") != json.dumps(OWN):
+        return {}
+    try:
+        return {k: json.loads(v) for k, v in header.items()}
+    except ValueError as error:
+        raise CheckpointError(f"{os.fspath(path)} has metadata that are no JSON ({error})") from error
 
 
 def _unpickle(path: str) -> Any:
+    with open(path, "rb") as f:
+        if not f.read(2).startswith(PICKLE_MARKS):
+            raise CheckpointError(f"{path} is no checkpoint: neither a PyTorch nor a safetensors file")
     try:
         with torch.serialization.safe_globals(_numpy_numbers()):
             return torch.load(path, map_location="cpu", weights_only=True)

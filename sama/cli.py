@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 DTYPES = ("float32", "bfloat16", "float16")
+SCORING_WORKERS = "files decoded at the same time (half of the cores, at most 4; 3 for each decoding engine of a GPU)"
 
 
 def parser() -> ArgumentParser:
@@ -36,9 +37,10 @@ def parser() -> ArgumentParser:
     score.add_argument(
         "--resume", action="store_true", help="continue an interrupted or earlier run into the same --out"
     )
+    score.add_argument("--retry", action="store_true", help="with --resume: score again what failed before")
     score.add_argument("--overwrite", action="store_true", help="begin anew although --out exists")
     score.add_argument("--batch", type=int, help="clips that go through the model at once (1 on a CPU, 8 on a GPU)")
-    score.add_argument("--workers", type=int, help="files decoded at the same time (half of the cores, at most 4)")
+    score.add_argument("--workers", type=int, help=SCORING_WORKERS)
     _add_reading(score)
     _add_model(score)
     commands.add_subcommand("score", score, help="score files")
@@ -73,8 +75,8 @@ def parser() -> ArgumentParser:
     evaluate.add_argument("--samples", type=int, default=1000, help="bootstrap draws for the intervals")
     evaluate.add_argument("--seed", type=int, default=0, help="of the bootstrap draws")
     evaluate.add_argument("--batch", type=int, help="clips that go through the model at once (1 on a CPU, 8 on a GPU)")
-    evaluate.add_argument("--workers", type=int, help="files decoded at the same time (half of the cores, at most 4)")
-    evaluate.add_argument("--decoder", type=str, default="auto", help="auto or pyav")
+    evaluate.add_argument("--workers", type=int, help=SCORING_WORKERS)
+    _add_decoder(evaluate)
     _add_model(evaluate)
     commands.add_subcommand("evaluate", evaluate, help="compare scores with labels")
 
@@ -142,12 +144,16 @@ def _add_labels(command: ArgumentParser) -> None:
 def _add_reading(command: ArgumentParser) -> None:
     windows = "one clip in each window of this many seconds, instead of a few for the whole video"
     command.add_argument("--every", type=float, metavar="SECONDS", help=windows)
+    _add_decoder(command)
+
+
+def _add_decoder(command: ArgumentParser) -> None:
     decoders = "pyav, dali, nvcodec, or auto: for each file the GPU's where it can decode it, else pyav"
     command.add_argument("--decoder", type=str, default="auto", help=decoders)
 
 
 def _add_model(command: ArgumentParser) -> None:
-    files = "checkpoint: ours (.safetensors), SAMA, FAST-VQA or DOVER (default: the packaged model)"
+    files = "checkpoint: ours (.safetensors), SAMA, FAST-VQA or DOVER; default: packaged"
     command.add_argument("--weights", type=str, metavar="FILE", help=files)
     command.add_argument(
         "--random-weights", action="store_true", help="a model without training, to try things out; every row says so"
@@ -188,18 +194,30 @@ def score(options: Namespace) -> int:
 
     if (options.resume or options.overwrite) and not options.out:
         raise InputError("--resume and --overwrite are about --out, which is not given")
+    if options.retry and not options.resume:
+        raise InputError("--retry is about the failed files of an earlier run: give --resume too")
     check_positive(options, "batch", "workers", "every")
     check_decoder(options.decoder)
     model = load(options, options.paths)
     if model.kind == "image" and options.every is not None:
         raise InputError("--every is about videos; the model scores images")
-    paths = expand(options.paths, kind=model.kind)
+    left_out: list[str] = []
+    paths = expand(options.paths, kind=model.kind, left_out=left_out)
+    if left_out:
+        other = "images" if model.kind == "video" else "videos"
+        print(f"{len(left_out)} {other} in folders are left out: the model scores {model.kind}s", file=sys.stderr)
     if not paths:
         raise InputError(f"no {model.kind} files in {' '.join(options.paths)}")
     journal = None
     if options.out:
         scores_by = model.name, model.describe(options.every)
-        journal = Journal(options.out, scores_by, resume=options.resume, overwrite=options.overwrite)
+        journal = Journal(
+            options.out, scores_by, resume=options.resume, retry=options.retry, overwrite=options.overwrite
+        )
+        if journal.rows:
+            failed = sum(row.status != "ok" for row in journal.rows.values())
+            hint = "; --retry scores those again" if failed else ""
+            print(f"{len(journal.rows)} rows of an earlier run, {failed} of them failed{hint}", file=sys.stderr)
     remaining = journal.remaining(paths) if journal else paths
     meter = Meter()
     rows = score_files(
@@ -347,9 +365,10 @@ def listed(text: str) -> tuple[str, ...]:
 
 def weights(options: Namespace) -> int:
     """`sama weights`: what a checkpoint holds."""
+    from sama.model import find_weights
     from sama.models import build
 
-    built = build(options.weights)
+    built = build(find_weights(options.weights))
     print(built.report)
     for key, value in built.metadata.items():
         print(f"  {key}: {value}")

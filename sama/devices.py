@@ -12,9 +12,9 @@ from sama.errors import DeviceError, InputError
 def pick_device(device: str | torch.device | None = "auto", *, numbered: bool = False) -> torch.device:
     """The device that `device` names, once it is known to be there.
 
-    device: "auto" or None is the GPU where there is one, else the CPU; otherwise any torch device
+    device: "auto" or None is the GPU where there is one, else the CPU; "cpu", "cuda", "cuda:1", ...
     numbered: name the GPU by its number ("cuda:0", not "cuda"), as libraries other than torch need it
-    InputError for a word that names no device, DeviceError for a GPU that is not there.
+    `InputError` for a word that names no device, `DeviceError` for a GPU that is not there, or another kind of device.
     """
     if device is None or device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -22,6 +22,8 @@ def pick_device(device: str | torch.device | None = "auto", *, numbered: bool = 
         chosen = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"unknown device {device!r}; use auto, cpu, cuda, cuda:1, ... ({error})") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device {str(device)!r} was asked for; this package computes on cpu and cuda")
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise DeviceError(f"device {str(device)!r} was asked for, but torch finds no GPU; use device auto or cpu")

@@ -19,11 +19,18 @@ class InputError(SamaError, ValueError):
 
 
 class DeviceError(InputError, RuntimeError):
-    """The device that was asked for is not there, or its memory is full."""
+    """The device that was asked for is not there."""
 
 
 class MissingLibraryError(SamaError, ImportError):
     """An optional library is needed and not installed, or cannot run here; says how to install it."""
+
+
+class MissingFileError(SamaError, FileNotFoundError):
+    """A file that the user named, of weights or labels, does not exist."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"no such file: {path}")
 
 
 class DecodeError(SamaError):

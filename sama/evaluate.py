@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sama.errors import InputError
-from sama.evaluation import Evaluation, calibration, evaluate_predictions, save_calibrated
+from sama.evaluation import Evaluation, by_column, calibration, evaluate_predictions, save_calibrated
 from sama.evaluation_report import write_report
 from sama.journal import FORMATS, Journal, Row, read_table
 from sama.labels import Item, read_labels, with_split
-from sama.model import DEFAULT_WEIGHTS, QualityModel
+from sama.model import QualityModel, find_weights
 from sama.scoring import score_files
 
 ProgressBar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -57,6 +57,8 @@ class EvaluateOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name} must be more than 0; got {value}")
+        if self.seed < 0:
+            raise InputError(f"--seed must be at least 0; got {self.seed}")
         if self.split and self.splits:
             raise InputError(
                 "--split takes the file's own split, --splits the protocol's random ones: give one of them"
@@ -68,9 +70,7 @@ class EvaluateOptions:
         if self.out and not (self.resume or self.overwrite):
             there = next((n for n in ("report.md", "report.json") if os.path.exists(os.path.join(self.out, n))), None)
             if there:
-                raise InputError(
-                    f"{os.path.join(self.out, there)} is there already: give another --out, or --overwrite"
-                )
+                raise InputError(f"{os.path.join(self.out, there)} exists already: give another --out, or --overwrite")
         if not os.path.isdir(self.root):
             raise InputError(f"there is no folder {self.root}")
         if self.save:
@@ -79,7 +79,7 @@ class EvaluateOptions:
             if not Path(self.save).parent.is_dir():
                 raise InputError(f"{self.save}: there is no folder {Path(self.save).parent}")
             if os.path.exists(self.save) and not self.overwrite:
-                raise InputError(f"{self.save} is there already: give another name, or --overwrite")
+                raise InputError(f"{self.save} exists already: give another name, or --overwrite")
 
 
 def run(
@@ -97,6 +97,8 @@ def run(
     title = os.path.basename(options.labels)
     if options.split:
         items, title = with_split(items, options.split), f"{title}, split {options.split}"
+    if options.by:
+        by_column(items, options.by)  # a column that does not exist is found out before hours of scoring
     if options.predictions:
         rows = _read_predictions(
             options.predictions, load([item.path for item in items]).name if options.calibrate else None
@@ -122,7 +124,7 @@ def run(
     if options.out:
         write_report(evaluation, options.out)
     if fitted and options.save:
-        save_calibrated(options.weights or DEFAULT_WEIGHTS, options.save, fitted, mode=options.mode)
+        save_calibrated(find_weights(options.weights), options.save, fitted, mode=options.mode)
     return evaluation
 
 

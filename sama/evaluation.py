@@ -104,7 +104,7 @@ def evaluate_predictions(
         that failed is left out of its part
     by: a column of the label file (or "split"): metrics for each of its values
     samples, seed: of the bootstrap
-    ValueError for no item, a column that does not exist, scores that are not finite.
+    `InputError` for no item, a column that does not exist, scores that are not finite.
     """
     if not items:
         raise InputError("no items to evaluate")
@@ -135,7 +135,7 @@ def evaluate_predictions(
         parts,
         middle,
         by or "",
-        {value: _part(chosen, predictions) for value, chosen in _columns(items, by).items()} if by else {},
+        {value: _part(chosen, predictions) for value, chosen in by_column(items, by).items()} if by else {},
         within_contents(scored, predictions),
     )
 
@@ -154,7 +154,8 @@ def _fit(prediction: Sequence[float], mos: Sequence[float]) -> LogisticFit | Non
     return logistic_fit(prediction, mos)
 
 
-def _columns(items: Sequence[Item], by: str) -> dict[str, list[Item]]:
+def by_column(items: Sequence[Item], by: str) -> dict[str, list[Item]]:
+    """The items by their value in a column of the label file, or in "split"; `InputError` for an unknown column."""
     known = dict.fromkeys(["split", *(name for item in items for name in item.extra)])
     if by not in known:
         raise InputError(f"the label file has no column {by!r}; known: {', '.join(known)}")
@@ -191,7 +192,7 @@ def calibration(kind: str, prediction: Sequence[float], mos: Sequence[float], sc
     """What `QualityModel.mos` takes from a checkpoint's metadata to bring scores onto the labels' scale.
 
     kind: "linear", least squares, or "logistic". Calibrate on labels that are not used to judge the result's RMSE.
-    ValueError where scores or labels are constant, or run against each other: the order would be turned around.
+    `InputError` where scores or labels are constant, or run against each other: the order would be turned around.
     """
     if kind not in KINDS:
         raise InputError(f"unknown calibration {kind!r}; known: {', '.join(KINDS)}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sama.evaluation import Evaluation, markdown
+from sama.figures import save_figure
 from sama.files import printable, replace_file
 
 
@@ -24,9 +24,7 @@ def write_report(evaluation: Evaluation, folder: str | os.PathLike):
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of names in other scripts
-        scatter(evaluation).savefig(folder / "scatter.png", dpi=120)
+    save_figure(scatter(evaluation), folder / "scatter.png")
     replace_file(
         folder / "report.json", json.dumps(without_nan(asdict(evaluation)), indent=1, allow_nan=False).encode() + b"\n"
     )

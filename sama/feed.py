@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from sama.decode import DECODERS, Video, check_decoder, open_video
+from sama.decode import DECODERS, Video, check_decoder, decode_with
 from sama.decode.images import read_image
 from sama.devices import thread_stream
 from sama.errors import InputError, reason
@@ -132,6 +133,11 @@ class Feed:
         self.meter = Meter()
         self.decoders: Counter[str] = Counter()
 
+    @cached_property
+    def _openers(self) -> ThreadPoolExecutor:
+        """Threads that open the files of a batch for a decoder that takes batches."""
+        return ThreadPoolExecutor(self.workers, thread_name_prefix="open")
+
     def __len__(self) -> int:
         """Batches in an epoch."""
         return max(1, len(self.files) // self.batch) if self.train else ceil_div(len(self.files), self.batch)
@@ -213,15 +219,14 @@ class Feed:
         self, job: tuple[int, ...], epoch: int, ticket: Ticket, finish: Finish
     ) -> Iterator[tuple[int, torch.Tensor | BaseException]]:
         """The files of a batch with DALI: as many clips in one call and one launch as the budget holds."""
-        from sama.decode.dali import DaliDecoder, DaliVideo
+        from sama.decode import dali
 
         assert isinstance(self.sampler, VideoSampler)
-        decoder = DaliDecoder(self.device, threads=self.workers)
-        videos: dict[int, DaliVideo] = {}
+        videos: dict[int, dali.DaliVideo] = {}
         todo: list[ClipRequest] = []
         errors: dict[int, Exception] = {}
-        with ThreadPoolExecutor(self.workers) as pool:
-            opened = [pool.submit(DaliVideo, self.files[number], dali=decoder) for number in job]
+        threads, device = self.workers, self.device
+        opened = [self._openers.submit(dali.DaliVideo, self.files[n], threads=threads, device=device) for n in job]
         for number, future in zip(job, opened):
             error = future.exception()
             if error is not None:
@@ -236,7 +241,8 @@ class Feed:
         try:
             for part in self._parts(todo, videos):
                 with ticket.hold(sum(videos[number].held_bytes(self.clip_len) for number, *_ in part)):
-                    decoded = decoder.decode([(videos[number], indices) for number, indices, _ in part])
+                    with dali.lend(device, threads) as decoder:
+                        decoded = decoder.decode([(videos[number], indices) for number, indices, _ in part])
                     errors |= {n: clip for clip, (n, *_) in zip(decoded, part) if isinstance(clip, Exception)}
                     good = [(clip, n, d) for clip, (n, _, d) in zip(decoded, part) if not isinstance(clip, Exception)]
                     if good:
@@ -268,24 +274,28 @@ class Feed:
         return np.random.default_rng([self.seed, epoch, number]) if self.train else None
 
     def _read(self, number: int, epoch: int, ticket: Ticket) -> torch.Tensor:
-        path, generator = self.files[number], self._generator(number, epoch)
-        if isinstance(self.sampler, ImageSampler):
+        path, sampler = self.files[number], self.sampler
+        if isinstance(sampler, ImageSampler):
             check_kind(path, "image")
             image = read_image(path)
             self.decoders["pillow"] += 1
-            return self.sampler(image, train=self.train, generator=generator)
+            return sampler(image, train=self.train, generator=self._generator(number, epoch))
         check_kind(path, "video")
-        with open_video(path, decoder=self.decoder, threads=self.threads, device=self.device) as video:
-            self.decoders[video.decoder] += 1
+
+        def read(video: Video) -> torch.Tensor:
             with ticket.hold(video.held_bytes(self.clip_len)):
-                return self.sampler.read_video(
+                x = sampler.read_video(
                     video,
                     clip_len=self.clip_len,
                     num_clips=self.num_clips,
                     interval=self.interval,
                     train=self.train,
-                    generator=generator,
+                    generator=self._generator(number, epoch),
                 )
+            self.decoders[video.decoder] += 1
+            return x
+
+        return decode_with(read, path, decoder=self.decoder, threads=self.threads, device=self.device)
 
 
 @contextmanager

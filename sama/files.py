@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
+import stat
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,12 +30,12 @@ IMAGE_SUFFIXES = frozenset(
 MOVING_SUFFIXES = frozenset((".apng", ".gif"))  # an image model reads the first frame, a video model all
 
 
-def expand(arguments: Iterable[str], *, kind: str | None = None) -> list[str]:
+def expand(arguments: Iterable[str], *, kind: str | None = None, left_out: list[str] | None = None) -> list[str]:
     """The files that arguments name: files as they are, folders searched recursively, globs, "-" for a list of names on
     standard input, one a line. Sorted within a folder, each file once, in the order of the arguments.
 
-    kind: "video" or "image" leaves out files of the other kind found in folders. What does not exist is kept: opening
-    it says so.
+    kind: "video" or "image" leaves out files of the other kind found in folders, and adds them to `left_out`. What does
+    not exist is kept: opening it says so.
     """
     suffixes = {"video": VIDEO_SUFFIXES, "image": IMAGE_SUFFIXES, None: VIDEO_SUFFIXES | IMAGE_SUFFIXES}[kind]
     found: dict[str, None] = {}
@@ -45,7 +47,14 @@ def expand(arguments: Iterable[str], *, kind: str | None = None) -> list[str]:
             else:
                 matches = [name]
             for match in matches:
-                found.update(dict.fromkeys(in_folder(match, suffixes) if os.path.isdir(match) else [match]))
+                if not os.path.isdir(match):
+                    found[match] = None
+                    continue
+                for path in in_folder(match, VIDEO_SUFFIXES | IMAGE_SUFFIXES):
+                    if suffix(path) in suffixes:
+                        found[path] = None
+                    elif left_out is not None:
+                        left_out.append(path)
     return list(found)
 
 
@@ -68,7 +77,8 @@ def check_kind(path: str | os.PathLike[str], kind: str) -> None:
     may move can be either."""
     other, what = (IMAGE_SUFFIXES, "an image") if kind == "video" else (VIDEO_SUFFIXES, "a video")
     if suffix(path) in other - MOVING_SUFFIXES and os.path.isfile(path):
-        raise DecodeError(os.fsdecode(path), f"is {what}; the model scores {kind}s")
+        hint = "; an image model scores it (--weights)" if kind == "video" else ""
+        raise DecodeError(os.fsdecode(path), f"is {what}; the model scores {kind}s{hint}")
 
 
 def suffix(path: str | os.PathLike[str]) -> str:
@@ -85,18 +95,22 @@ def printable(text: str) -> str:
 def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file so that at any moment either the old or the new content is there, whole.
 
-    `OutputError` where it cannot be written, on a full disk for one; the old content is kept then.
+    A symbolic link is followed, and a file that was there keeps its permissions. `OutputError` where it cannot be
+    written, on a full disk for one; the old content is kept then.
     """
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = Path(os.path.realpath(path))
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with open(unfinished, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(unfinished, stat.S_IMODE(os.stat(target).st_mode))
+        os.replace(unfinished, target)
     except OSError as error:
-        kept = "; the file that was there is kept" if path.exists() else ""
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}{kept}") from error
+        kept = "; the file that was there is kept" if os.path.isfile(target) else ""
+        raise OutputError(f"{os.fspath(path)} cannot be written: {error.strerror or error}{kept}") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink()

@@ -33,7 +33,7 @@ class Frame:
     matrix and full_range say how 4:2:0 planes become RGB (`sama.kernels.color`); "rgb" ignores them.
     correction: for "rgb" whose decoder took the wrong matrix. Kernels apply it to blended values, which are then cut to
         0..255; None costs nothing.
-    ValueError where planes or a correction do not fit the layout, TypeError where planes are not uint8.
+    `InputError` where planes or a correction do not fit the layout, TypeError where planes are not uint8.
     """
 
     layout: Layout

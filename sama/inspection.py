@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import warnings
 
 import numpy as np
 import torch
 
 from sama.backends import MEAN, STD
-from sama.decode import open_video
+from sama.decode import Video, decode_with
 from sama.decode.images import read_image
+from sama.figures import check_format, save_figure
 from sama.files import check_kind, printable
 from sama.kernels import reference
 from sama.model import QualityModel
@@ -37,12 +37,14 @@ def draw(
     every_seconds: float | None = None,
     decoder: str = "auto",
 ):
-    """Draw the page and write it to `out`; its ending tells the format.
+    """Draw the page and write it to `out`, in the format that its ending names.
 
-    `sama.DecodeError` for a file that cannot be read, ValueError for a format that cannot be written.
+    `sama.DecodeError` for a file that cannot be read, `InputError` for a format that cannot be written, `OutputError`
+    where `out` cannot be.
     """
     from matplotlib.figure import Figure
 
+    check_format(out)
     check_kind(path, model.kind)
     if model.kind == "image":
         picture = read_image(path)
@@ -63,15 +65,14 @@ def draw(
     name = printable(os.path.basename(os.fsdecode(path)))
     title = f"{name}: {np.mean(values):.4f}{calibrated}\n{model.name}; {model.describe(every_seconds)}"
     figure.suptitle(title, fontsize=9, parse_math=False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of names in other scripts
-        figure.savefig(out, dpi=120)
+    save_figure(figure, out)
 
 
 def _watch(path, model: QualityModel, every_seconds, decoder):
     """The middle frame, mosaics of the middle clip, and every clip's mean map, value and time: memory does not grow."""
-    maps, values = [], []
-    with open_video(path, decoder=decoder, device=model.device) as video:
+
+    def watch(video: Video):
+        maps, values = [], []
         seconds, clips = model.sample(video, every_seconds)
         middle = len(seconds) // 2
         for number, clip in enumerate(clips):
@@ -82,8 +83,10 @@ def _watch(path, model: QualityModel, every_seconds, decoder):
                 picture_input = reference.join(clip.cpu(), model.sampler.layout)
         (_, frame), *_ = video.frames([video.info.num_frames // 2])
         picture = reference.to_rgb(frame).cpu().numpy()
-    steps = sorted({0, picture_input.shape[1] // 2, picture_input.shape[1] - 1})
-    return picture, [mosaic(picture_input, t) for t in steps], torch.stack(maps), values, seconds.tolist()
+        steps = sorted({0, picture_input.shape[1] // 2, picture_input.shape[1] - 1})
+        return picture, [mosaic(picture_input, t) for t in steps], torch.stack(maps), values, seconds.tolist()
+
+    return decode_with(watch, path, decoder=decoder, device=model.device)
 
 
 def mosaic(x: torch.Tensor, t: int) -> np.ndarray:

@@ -58,14 +58,21 @@ class Journal:
     out: the table to write; its ending, one of `FORMATS`, tells the form
     scores_by: model and settings, as in every row
     resume: keep the rows of an earlier run, in `OUT` or `OUT.partial`, so that their files are not scored again
+    retry: with resume, forget the rows of files that failed, so that they are scored again
     overwrite: begin anew although `OUT` exists
     `OutputError` where `OUT` has another ending, exists and neither resume nor overwrite is asked for, holds rows of
     another model or other settings, or cannot be written.
     """
 
     def __init__(
-        self, out: str | os.PathLike[str], scores_by: tuple[str, str], *, resume: bool = False, overwrite: bool = False
-    ):
+        self,
+        out: str | os.PathLike[str],
+        scores_by: tuple[str, str],
+        *,
+        resume: bool = False,
+        retry: bool = False,
+        overwrite: bool = False,
+    ) -> None:
         self.out = Path(out)
         self.partial = self.out.with_name(self.out.name + ".partial")
         self.rows: dict[str, Row] = {}
@@ -81,6 +88,8 @@ class Journal:
                         f"{out} cannot be resumed: {row.path} was scored by {row.model}, {row.settings}; now it is "
                         f"{', '.join(scores_by)}. Give another --out, or --overwrite"
                     )
+            if retry:
+                self.rows = {path: row for path, row in self.rows.items() if row.status == "ok"}
         elif not overwrite and (self.out.exists() or self.partial.exists()):
             there = self.partial if self.partial.exists() else self.out
             raise OutputError(f"{there} exists already: --resume continues it, --overwrite begins anew")
@@ -171,8 +180,8 @@ def read_table(path: Path) -> list[Row]:
             return [_row(entry, path) for entry in json.loads(path.read_bytes())]
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             return [_row(_typed(entry), path) for entry in csv.DictReader(file)]
-    except (ValueError, AttributeError) as error:
-        raise OutputError(f"{path} was not written by this command, so it cannot be resumed ({error})") from error
+    except (ValueError, AttributeError, TypeError, csv.Error) as error:
+        raise OutputError(f"{path} is no table that `sama score` wrote ({error})") from error
 
 
 def _typed(entry: dict[str, str]) -> dict[str, Any]:
@@ -191,7 +200,16 @@ def _typed(entry: dict[str, str]) -> dict[str, Any]:
 
 
 def _row(entry: dict[str, Any], path: Path) -> Row:
+    """A row from its columns; `OutputError` where they are not those of `Row`, or of another type."""
     try:
-        return Row(**entry)
+        row = Row(**entry)
     except TypeError as error:
-        raise OutputError(f"{path} has other columns than this version writes ({error}): give another --out") from error
+        raise OutputError(f"{path} has other columns than `sama score` writes ({error})") from error
+    numbers = (row.score, row.mos, row.duration, row.fps, row.seconds, *row.clips, *row.times)
+    texts = (row.path, row.status, row.model, row.settings, row.reason)
+    if not (
+        all(value is None or isinstance(value, int | float) for value in numbers)
+        and all(isinstance(value, str) for value in texts)
+    ):
+        raise OutputError(f"{path} has a row with a value of the wrong type: {entry}")
+    return row

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
-from sama.errors import InputError, LabelError
+from sama.errors import InputError, LabelError, MissingFileError
 
 PATHS = ("path", "file", "filename", "file_name", "name", "video", "video_name", "image", "image_name", "dist_img")
 LABELS = ("mos", "mos_zscore", "label", "vmaf")
@@ -84,7 +84,7 @@ def protocol_split(items: Sequence[Item], k: int, train_share: float = 0.8) -> t
     `random.Random(123 * k)`; the first int(train_share * groups) are for training.
 
     Where every item is a group of its own, as in all sets but KADID-10k, that is a shuffle of the items. Items come in
-    the order of the shuffled groups. ValueError where one side would be empty.
+    the order of the shuffled groups. `InputError` where one side would be empty.
     """
     members: dict[str, list[Item]] = {}
     for item in items:
@@ -101,7 +101,7 @@ def protocol_split(items: Sequence[Item], k: int, train_share: float = 0.8) -> t
 def named_split(items: Sequence[Item], train: str = "train", val: str = "val") -> tuple[list[Item], list[Item]]:
     """The items whose column `split` says `train`, and those where it says `val`.
 
-    ValueError where one of the two does not occur, or a group lies in both.
+    `InputError` where one of the two does not occur, or a group lies in both.
     """
     sides = with_split(items, train), with_split(items, val)
     leaking = leakage(dict(zip((train, val), sides)))
@@ -114,7 +114,7 @@ def named_split(items: Sequence[Item], train: str = "train", val: str = "val") -
 
 
 def with_split(items: Sequence[Item], name: str) -> list[Item]:
-    """The items of one split of the file's own; ValueError, naming the known ones, where there are none."""
+    """The items of one split of the file's own; `InputError`, naming the known ones, where there are none."""
     chosen = [item for item in items if item.split == name]
     if not chosen:
         known = ", ".join(f"{split!r} ({n})" for split, n in Counter(i.split for i in items if i.split).items())
@@ -184,6 +184,8 @@ def parse_labels(
 
 def _text(name: str) -> list[str]:
     """The lines of a text file; bytes that are no UTF-8 are kept as in file names."""
+    if not os.path.exists(name):
+        raise MissingFileError(name)
     with open(name, "rb") as file:
         data = file.read()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -206,7 +208,10 @@ def _rows(
     """The form in words, and pairs of a line number and a function that gives its entry or raises `_LineError`."""
     line = text[first]
     for delimiter in ",;\t":
-        header = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
+        try:
+            header = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
+        except csv.Error as error:
+            raise LabelError(f"{name}, line {first + 1}: got a line that is no CSV: {error}") from error
         lower = [cell.lower() for cell in header]
         if len(header) > 1 and (set(lower) & {*PATHS, *LABELS, "dmos"}) and not any(map(_is_number, header)):
             form, columns = _columns(name, first + 1, header, lower, label)
@@ -285,7 +290,10 @@ def _raise(error: Exception) -> NoReturn:
 def _four_columns(line: str) -> dict[str, Any]:
     """`path, duration, fps, mos`; commas in the path are allowed, with or without quotes."""
     if line.lstrip().startswith('"'):
-        cells = next(csv.reader([line], skipinitialspace=True))
+        try:
+            cells = next(csv.reader([line], skipinitialspace=True))
+        except csv.Error as error:
+            raise _LineError(f"got a line that is no CSV: {error}") from error
     else:
         cells = line.rsplit(",", 3)
     cells = [cell.strip() for cell in cells]

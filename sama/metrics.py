@@ -5,7 +5,7 @@
     fitted_metrics(prediction, mos, fit)         # PLCC and RMSE after the fit
     bootstrap(prediction, mos, seed=0)           # {"srocc": (0.85, 0.90), ...}
 
-Predictions and labels are numbers [n]; one that is not finite is a ValueError. Correlations of fewer than two items, or
+Predictions and labels are numbers [n]; `InputError` where one is not finite. Correlations of fewer than two items, or
 of constant predictions or labels, do not exist: all four metrics are NaN then, without a warning.
 """
 
@@ -98,7 +98,7 @@ def logistic_fit(prediction: ArrayLike, mos: ArrayLike) -> LogisticFit:
     outside the labels, and is neither a step nor a line (`WIDTHS`).
 
     Fewer than five distinct predictions, or no better fit, give the least-squares line, as the middle of a very wide
-    logistic; `note` says so. ValueError where predictions or labels are constant: nothing can be fitted.
+    logistic; `note` says so. `InputError` where predictions or labels are constant: nothing can be fitted.
     """
     from scipy.optimize import least_squares
 
@@ -141,7 +141,7 @@ def logistic_fit(prediction: ArrayLike, mos: ArrayLike) -> LogisticFit:
 
 
 def linear_fit(prediction: ArrayLike, mos: ArrayLike) -> tuple[float, float]:
-    """(slope, intercept) of the least-squares line; ValueError where the predictions are constant."""
+    """(slope, intercept) of the least-squares line; `InputError` where the predictions are constant."""
     prediction, mos = _checked(prediction, mos)
     if _constant(prediction):
         raise InputError(f"nothing to fit: the predictions of {len(mos)} items are all the same")
@@ -195,7 +195,7 @@ def published_best(history: Sequence[Metrics]) -> Metrics:
     """The rule of published results: the best epoch on the test set, for each metric on its own.
 
     It looks at the test set to choose, so that it flatters; report the last epoch beside it. Epochs in which a metric
-    is NaN are left out; NaN where all are. ValueError for an empty history.
+    is NaN are left out; NaN where all are. `InputError` for an empty history.
     """
     if not history:
         raise InputError("no epochs to choose from")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from sama.decode import open_video
+from sama.decode import decode_with
 from sama.decode.images import read_image
 from sama.devices import pick_device
-from sama.errors import InputError, NoWeightsError
+from sama.errors import CheckpointError, InputError, MissingFileError, NoWeightsError
 from sama.files import check_kind
 from sama.kernels.layout import OutputLayout, fits_patches
 from sama.models import ImageQuality, LoadReport, VideoQuality
@@ -32,6 +32,7 @@ from sama.sampler import ImageSampler, VideoSampler
 if TYPE_CHECKING:
     from sama.decode import Video
 
+PACKAGED = "packaged"  # the name of the packaged model, where a file of weights can be given
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 REQUIRED = {  # of a checkpoint's metadata
@@ -75,22 +76,17 @@ def load_model(
 ) -> QualityModel:
     """The model of a checkpoint, on a device, with the sampler it was trained with.
 
-    weights: a file of any source that `sama.models.build` knows; None is the packaged default model
-    device: "auto" is the GPU where there is one; else a torch device
-    mode: in place of the sampling mode that the checkpoint tells or suggests
-    dtype: "float32", or "bfloat16" / "float16" for autocast
-    NoWeightsError where there is no file to load or it brings no head; `sama.models.CheckpointError` for a file that is
-    no known checkpoint; FileNotFoundError; ValueError for an unknown device, dtype or mode.
+    weights: a checkpoint of any source that `sama.models.build` reads; None or "packaged" is the packaged model
+    device: "auto" is the GPU where there is one, else the CPU; "cpu", "cuda", "cuda:1", ...
+    mode: sampling mode in place of the checkpoint's
+    dtype: "float32", or "bfloat16" or "float16" for autocast
+    All errors are `sama.SamaError`: `NoWeightsError` where the packaged file is missing or a file has no quality head,
+    `MissingFileError` (a FileNotFoundError), `CheckpointError` for a file that is no known checkpoint, `InputError` (a
+    ValueError) for an unknown device, dtype or mode.
     """
     from sama.models import build
 
-    if weights is None:
-        if not DEFAULT_WEIGHTS.exists():
-            raise NoWeightsError(
-                f"the packaged model is not there ({DEFAULT_WEIGHTS}): install again, or give weights.\n"
-                f"{WHERE_TO_GET_WEIGHTS}"
-            )
-        weights = DEFAULT_WEIGHTS
+    weights = find_weights(weights)
     built = build(weights, mode=mode)
     if any(name.startswith("statistics.") for name in built.report.missing):
         raise NoWeightsError(
@@ -107,6 +103,23 @@ def load_model(
     return QualityModel(built.model, built.metadata, name, device, dtype=dtype, compile=compile, report=built.report)
 
 
+def find_weights(weights: str | os.PathLike[str] | None) -> Path:
+    """The file that a user means: None and "packaged" are the model that comes with the package.
+
+    `MissingFileError` where there is none, `NoWeightsError` where the packaged one is not there.
+    """
+    if weights is not None and (os.fspath(weights) != PACKAGED or os.path.exists(weights)):
+        if not os.path.exists(weights):
+            raise MissingFileError(os.fspath(weights))
+        return Path(weights)
+    if not DEFAULT_WEIGHTS.exists():
+        raise NoWeightsError(
+            f"the packaged model is not there ({DEFAULT_WEIGHTS}): install again, or give weights.\n"
+            f"{WHERE_TO_GET_WEIGHTS}"
+        )
+    return DEFAULT_WEIGHTS
+
+
 def score(
     source: str | os.PathLike[str] | np.ndarray | torch.Tensor,
     *,
@@ -121,7 +134,12 @@ def score(
     r = sama.score("video.mp4")
     r.score, r.clips, r.timeline
 
-    A model is loaded at every call; to score several files, load it once with `load_model`, or use `sama score`.
+    source: a file, or pixels, uint8 [T, H, W, 3] of a video, [H, W, 3] of an image with an image model
+    weights, device: as for `load_model`; by default the packaged model for videos
+    every_seconds: score one clip in each window of this length, instead of a few of the whole video
+    fps: frames per second of pixels, for their timeline; decoder: as for `sama.open_video`
+    Raises what `load_model` raises, and `sama.DecodeError` for a file that cannot be read. A model is loaded at every
+    call: to score several files, load it once with `load_model`, or use the command `sama score`.
     """
     return load_model(weights, device).score(source, every_seconds=every_seconds, fps=fps, decoder=decoder)
 
@@ -148,6 +166,34 @@ def digest(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
+def check_metadata(metadata: Mapping[str, Any], name: str) -> None:
+    """`CheckpointError` where metadata do not say how to sample for a model, or how it is calibrated."""
+    missing = [key for key in REQUIRED[metadata["kind"]] if key not in metadata]
+    if missing:
+        raise CheckpointError(f"{name} does not say how to sample for it: its metadata lacks {', '.join(missing)}")
+    for key in REQUIRED[metadata["kind"]]:
+        value = metadata[key]
+        sizes = value if key in ("grid", "fragment") else [value]
+        if key == "mode":
+            good, expected = isinstance(value, str), "the name of a sampling mode"
+        else:
+            counts = isinstance(sizes, list | tuple) and all(type(size) is int and size > 0 for size in sizes)
+            pair = key in ("grid", "fragment")
+            good, expected = counts and len(sizes) == (2 if pair else 1), "two sizes" if pair else "a number from 1 on"
+        if not good:
+            raise CheckpointError(f"{name}: its metadata say {key} = {value!r}, expected {expected}")
+    calibration = metadata.get("calibration")
+    if not calibration:
+        return
+    keys = {"linear": ("slope", "intercept"), "logistic": ("beta",)}
+    kind = calibration.get("kind") if isinstance(calibration, dict) else None
+    if kind not in keys or not {"scale", *keys[kind]} <= {*calibration}:
+        raise CheckpointError(
+            f"{name}: its metadata say calibration = {calibration!r}, expected a scale, and kind linear with slope and "
+            "intercept, or kind logistic with beta"
+        )
+
+
 class QualityModel:
     """A network, its sampler, and a device: what scores files. `load_model` makes one.
 
@@ -170,9 +216,7 @@ class QualityModel:
         if dtype not in DTYPES:
             raise InputError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
         self.device = pick_device(device)
-        missing = [key for key in REQUIRED[metadata["kind"]] if key not in metadata]
-        if missing:
-            raise InputError(f"{name} does not say how to sample for it: its metadata lacks {', '.join(missing)}")
+        check_metadata(metadata, name)
         self.module = module.to(self.device)
         if compile:
             self.module.compile()
@@ -302,11 +346,9 @@ class QualityModel:
             return None, None
         if calibration["kind"] == "linear":
             value = calibration["slope"] * score + calibration["intercept"]
-        elif calibration["kind"] == "logistic":
+        else:
             top, bottom, middle, width = calibration["beta"]
             value = bottom + (top - bottom) * (1 + np.tanh((score - middle) / (2 * abs(width)))) / 2  # never overflows
-        else:
-            raise InputError(f"unknown calibration {calibration['kind']!r}; known: linear, logistic")
         return float(value), calibration["scale"]
 
     def result(self, values: Sequence[float], seconds: Iterable[float], frames: int, width: int, height: int) -> Result:
@@ -335,11 +377,14 @@ class QualityModel:
         check_kind(source, self.kind)
         if self.kind == "image":
             return self._score_pixels(read_image(source), None, None)
-        with open_video(source, decoder=decoder, device=self.device) as video:
+
+        def score_video(video: Video) -> Result:
             seconds, clips = self.sample(video, every_seconds)
             values = [value for clip in clips for value in self.values([clip], 1)]
             info = video.info
             return self.result(values, seconds, info.num_frames, info.width, info.height)
+
+        return decode_with(score_video, source, decoder=decoder, device=self.device)
 
     def _score_pixels(
         self, pixels: np.ndarray | torch.Tensor, every_seconds: float | None, fps: float | None

@@ -1,6 +1,7 @@
-"""Threads that work ahead of a consumer: jobs begin in order, and what they produce is consumed in order.
+"""Threads that work ahead of a consumer: jobs begin in order; what they produce is consumed in order or as it comes.
 
     jobs --threads: produce(job)--> items, each job's own queue --> (job, BEGUN), (job, item), ..., (job, Ended)
+                                    or one queue for all of them, so that no job waits for the ones before it
 
 How far ahead is bounded three ways: jobs begun, items per job, and bytes that jobs hold at one time (`Budget`).
 """
@@ -89,12 +90,11 @@ class Ticket:
         return self.budget.hold(self.number, size, self.stop)
 
 
-class _Started(Generic[Job, Item]):
-    """A job that has begun, and the items that it has produced and nobody has consumed."""
+class _Started(Generic[Job]):
+    """A job that has begun, and where its items go: a queue of `(this, item)`."""
 
-    def __init__(self, job: Job, items_ahead: int):
-        self.job = job
-        self.items: queue.Queue = queue.Queue(items_ahead)
+    def __init__(self, number: int, job: Job, items: queue.Queue):
+        self.number, self.job, self.items = number, job, items
 
 
 def ahead(
@@ -106,49 +106,62 @@ def ahead(
     items_ahead: int,
     budget_bytes: int = BUDGET_BYTES,
     meter: Meter | None = None,
+    in_order: bool = True,
 ) -> Generator[tuple[Job, Item | Ended | object], None, None]:
     """Run jobs in threads, ahead of whoever consumes what they produce.
 
     produce: called with a job and its `Ticket`, in a thread; yields the job's items
     workers: threads
-    jobs_ahead: jobs begun and not yet consumed, at most
-    items_ahead: items of each such job that wait to be consumed, at most
+    jobs_ahead: jobs begun and not yet consumed, at most; counted from the oldest of them
+    items_ahead: items that wait to be consumed, at most: of each job, or, unless in_order, of all together
     budget_bytes: that all jobs together may hold, by `Ticket.hold`
     meter: records how long the consumer waits
+    in_order: yield a job's items only after those of the jobs before it. Otherwise the items of different jobs mix as
+        they come, so that a long job holds up no other; those of one job still come in order
 
-    Yields, in the order of the jobs: `(job, BEGUN)`, `(job, item)` for each item as soon as it is there, and
+    Yields `(job, BEGUN)` in the order of the jobs, then `(job, item)` for each item as soon as it is there, and
     `(job, Ended)`. An error in a job ends that job alone. Closing the generator ends the threads.
     """
     stop, budget, meter = threading.Event(), Budget(budget_bytes), meter or Meter()
-    started: deque[_Started] = deque()
+    shared: queue.Queue | None = None if in_order else queue.Queue(items_ahead)
+    started: deque[_Started[Job]] = deque()  # and not consumed to their end
+    announced: deque[_Started[Job]] = deque()  # started, and `BEGUN` not yielded yet
     remaining = enumerate(jobs)
-    begun = time.perf_counter()
+    begun, newest = time.perf_counter(), 0
 
     def begin(pool: ThreadPoolExecutor) -> None:
-        number, job = next(remaining, (None, None))
-        if number is not None:
-            started.append(_Started(job, items_ahead))
-            budget.enter(number)
-            pool.submit(_work, started[-1], produce, Ticket(number, budget, stop))
+        """Begin as many jobs as may be."""
+        nonlocal newest
+        while in_bounds():
+            entry = next(remaining, None)
+            if entry is None:
+                return
+            newest, job = entry
+            started.append(_Started(newest, job, shared or queue.Queue(items_ahead)))
+            announced.append(started[-1])
+            budget.enter(newest)
+            pool.submit(_work, started[-1], produce, Ticket(newest, budget, stop))
+
+    def in_bounds() -> bool:
+        if in_order:
+            return len(started) < max(jobs_ahead, workers)
+        return not started or (len(started) <= workers and newest + 1 - started[0].number < jobs_ahead)
 
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
-            for _ in range(max(jobs_ahead, workers)):
-                begin(pool)
+            begin(pool)
             while started:
-                current = started[0]
-                yield current.job, BEGUN
-                item = None
-                while not isinstance(item, Ended):
-                    waiting = time.perf_counter()
-                    item = current.items.get()
-                    meter.waited += time.perf_counter() - waiting
-                    meter.running += time.perf_counter() - begun
-                    begun = time.perf_counter()
-                    if isinstance(item, Ended):
-                        started.popleft()
-                        begin(pool)
-                    yield current.job, item
+                while announced and (not in_order or announced[0] is started[0]):
+                    yield announced.popleft().job, BEGUN
+                waiting = time.perf_counter()
+                current, item = (shared or started[0].items).get()
+                meter.waited += time.perf_counter() - waiting
+                meter.running += time.perf_counter() - begun
+                begun = time.perf_counter()
+                if isinstance(item, Ended):
+                    started.remove(current)
+                    begin(pool)
+                yield current.job, item
         finally:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -163,7 +176,7 @@ def _work(started: _Started, produce: Callable[[Job, Ticket], Iterable[Item]], t
         began = time.perf_counter()
         while not ticket.stop.is_set():
             try:
-                started.items.put(item, timeout=0.2)
+                started.items.put((started, item), timeout=0.2)
                 break
             except queue.Full:
                 continue

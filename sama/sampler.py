@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -19,7 +20,7 @@ from sama.backends import Backend, Sampler, Source, device_of
 from sama.errors import InputError
 from sama.frames import Clip, Frame
 from sama.kernels import enlarge, reference
-from sama.kernels.layout import OutputLayout, shape
+from sama.kernels.layout import PATCH, OutputLayout, shape
 from sama.plan import (
     IMAGE_MODES,
     Draws,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 ENLARGE_BELOW = 256  # images with a shorter side are enlarged to it before anything else
 LARGEST_COPY = 1 << 22  # pixels of an enlarged image; beyond, only its taps are computed
 LONGEST_SIDE = 1 << 24  # pixels: coordinates are float32
+GROUP = 8  # frames that a GPU samples in one launch, and that wait for it: a multiple of a patch's
 
 
 Pixels = np.ndarray | torch.Tensor
@@ -49,7 +51,7 @@ Images = Pixels | Sequence[Pixels]
 class VideoSampler(Sampler):
     """Clips to the input of the video model (SAMA, section "Scaling and masking").
 
-    mode: "sama", "sama-mix", "sama-c", "sama-swm", "sama-spm" or "fragments"
+    mode: "sama", "sama-mix", "sama-c", "sama-swm", "sama-spm", "fragments" or "resize" (`sama.plan.VIDEO_MODES`)
     grid, fragment: fragments (rows, columns) of pixels (rows, columns); the input is grid * fragment pixels
     aligned: frames that share the draws of their offsets
     normalize: with ImageNet's mean and deviation; False leaves 0..255
@@ -57,7 +59,7 @@ class VideoSampler(Sampler):
     backend: "reference" (slow, any device), "cpu" (numba), "triton" (GPU); "auto" is the fastest that can run
     layout: "video", or "patches" as the model embeds them (`sama.kernels.layout`)
     threads: of the CPU kernel; None is `torch.get_num_threads()`
-    ValueError for an unknown name or a size below 1.
+    `InputError` for an unknown name or a size below 1.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class VideoSampler(Sampler):
         draws: `(u, v)` in place of the draw, or a list of them, one a clip: [Gh, Gw, ceil(T / aligned)], uniforms in
             [0, 1), whole pixels for "fragments"
         returns: [B, 3, T, Gh*fh, Gw*fw], or [B, T/2, Sh/4, Sw/4, 96] with layout="patches", on the device of the clips
-        ValueError or TypeError for a wrong shape, dtype, length or device.
+        `InputError` or TypeError for a wrong shape, dtype, length or device.
         """
         sources = _video_sources(clips)
         pairs = self.draws([_size_of(s) for s in sources], len(sources[0]), train, draws, generator)
@@ -168,12 +170,17 @@ class VideoSampler(Sampler):
         is sampled, so that memory does not grow with the clip. Frames are chosen by `sama.frame_indices`.
         `sama.DecodeError` for a file that cannot be read.
         """
-        from sama.decode import open_video
+        from sama.decode import decode_with
 
-        with open_video(path, decoder=decoder) as video:
-            return self.read_video(
-                video, clip_len=clip_len, num_clips=num_clips, interval=interval, train=train, generator=generator
-            )
+        chosen: tuple[np.ndarray, list[Draws | None]] | None = None
+
+        def read(video: Video) -> torch.Tensor:
+            nonlocal chosen  # a second attempt samples the same
+            chosen = chosen or self.choose(video.info, clip_len, num_clips, interval, train, generator)
+            indices, draws = chosen
+            return torch.stack(list(self.stream(video, indices, draws=draws)))
+
+        return decode_with(read, path, decoder=decoder)
 
     def read_video(
         self,
@@ -206,7 +213,7 @@ class VideoSampler(Sampler):
         indices: frame numbers, [clips, T], the clips in the order in which they end
         draws: one pair (u, v) a clip; None is centred
         yields: [3, T, Sh, Sw], or [T/2, Sh/4, Sw/4, 96] with layout="patches", clip after clip, where the frames are
-        Only the clips that overlap at one moment are held, however many there are.
+        Only the clips that overlap at one moment are held, however many there are, and `GROUP` frames of each.
         """
         size = video.info.height, video.info.width
         clips, clip_len = indices.shape
@@ -215,12 +222,12 @@ class VideoSampler(Sampler):
         for clip, t in np.ndindex(clips, clip_len):
             places[int(indices[clip, t])].append((clip, t))
         ends = indices.max(1).tolist()
-        open_clips: dict[int, _FrameByFrame | _WholeClip] = {}
-        kind: type[_FrameByFrame] | type[_WholeClip] | None = None
+        open_clips: dict[int, _FrameByFrame | _InGroups] = {}
+        kind: type[_FrameByFrame] | type[_InGroups] | None = None
         done = 0
         for index, frame in video.frames(places):
-            if kind is None:  # the CPU kernel samples frame by frame, the others a clip at a time
-                kind = _FrameByFrame if self.choose_backend(device_of([[frame]])) == "cpu" else _WholeClip
+            if kind is None:  # the CPU kernel samples frame by frame, the others in groups
+                kind = _FrameByFrame if self.choose_backend(device_of([[frame]])) == "cpu" else _InGroups
             for clip, t in places[index]:
                 if clip not in open_clips:
                     open_clips[clip] = kind(self, plans[clip])
@@ -241,18 +248,37 @@ class _FrameByFrame:
         return self.out
 
 
-class _WholeClip:
-    """An open clip that keeps its frames and samples them in one launch."""
+class _InGroups:
+    """An open clip that samples `GROUP` frames in one launch as soon as they are there, and lets them go."""
 
     def __init__(self, sampler: VideoSampler, plan: Plan) -> None:
         self.sampler, self.plan = sampler, plan
-        self.frames: dict[int, Frame] = {}
+        self.groups: dict[int, dict[int, Frame]] = defaultdict(dict)  # frames that wait, by their place in the clip
+        self.out: torch.Tensor | None = None
 
     def add(self, frame: Frame, t: int) -> None:
-        self.frames[t] = frame
+        start = t // GROUP * GROUP
+        stop = min(start + GROUP, self.plan.frames)
+        group = self.groups[start]
+        group[t] = frame
+        if len(group) == stop - start:
+            plan = replace(self.plan, slots=self.plan.slots[start:stop])
+            part = self.sampler.run([plan], [[group[place] for place in range(start, stop)]])[0]
+            del self.groups[start]
+            self._keep(part, start, stop)
+
+    def _keep(self, part: torch.Tensor, start: int, stop: int) -> None:
+        if self.out is None:
+            size = shape(self.sampler.layout, self.plan.frames, *self.sampler.size)
+            self.out = torch.empty(size, dtype=part.dtype, device=part.device)
+        if self.sampler.layout == "patches":
+            self.out[start // PATCH[0] : stop // PATCH[0]] = part
+        else:
+            self.out[:, start:stop] = part
 
     def finish(self) -> torch.Tensor:
-        return self.sampler.run([self.plan], [[self.frames[t] for t in range(self.plan.frames)]])[0]
+        assert self.out is not None
+        return self.out
 
 
 class ImageSampler(Sampler):
@@ -294,7 +320,7 @@ class ImageSampler(Sampler):
         train: draw the offsets, a flip (probability 0.5) and an angle (uniform in [-45, 45] degrees), image by image
         draws, flip, angle: one for a single image or a list, in place of those draws; degrees counter-clockwise
         returns: [B, 3, Gh*fh, Gw*fw] on the device of the images
-        ValueError or TypeError for a wrong shape, dtype, length or device, or a side that would be enlarged to more
+        `InputError` or TypeError for a wrong shape, dtype, length or device, or a side that would be enlarged to more
         than 2**24 pixels.
         """
         arrays = _image_arrays(images)

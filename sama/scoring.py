@@ -17,15 +17,18 @@ from collections.abc import Generator, Iterator, Sequence
 import numpy as np
 import torch
 
-from sama.decode import check_decoder, open_video
+from sama.decode import check_decoder, falls_back, gpu_workers, open_video
 from sama.decode.images import read_image
-from sama.errors import reason
+from sama.errors import DecodeError, reason
 from sama.files import check_kind
 from sama.journal import Row
 from sama.model import QualityModel
-from sama.prefetch import BEGUN, Ended, Meter, Ticket, ahead
+from sama.prefetch import BEGUN, BUDGET_BYTES, Ended, Meter, Ticket, ahead
 
 CLIPS_AHEAD = 4  # sampled clips of one file that may wait for the model
+FILES_AHEAD = 256  # begun on a GPU while one before them is not done: their rows wait for it
+MEMORY_SHARE = 8  # a GPU's memory by this is what decoding may hold of it, where that is more than `BUDGET_BYTES`
+RESTART = object()  # stands for the beginning of a second attempt among the clips of a file
 
 
 def score_files(
@@ -41,30 +44,38 @@ def score_files(
     """Yield a row for every path, in order; a file that fails is a row with status "error" and the reason.
 
     batch: clips that go through the model at once, None is `model.default_batch`; on a CPU scores do not depend on it
-    workers: files decoded at the same time, ahead of the model; None is half of the cores, at most 4
+    workers: files decoded at the same time, ahead of the model; None is half of the cores, at most 4, or where a GPU
+        decodes three for each of its engines: two are decoded at a time, and the next one is opened
     every_seconds: as in `QualityModel.score`
     meter: measures how long the model waits for decoding
     """
     check_decoder(decoder)
     batch = batch or model.default_batch
-    workers = workers or min(4, max(1, (os.cpu_count() or 1) // 2))
+    on_gpu = gpu_workers(decoder, model.device) if model.kind == "video" else 0
+    workers = workers or on_gpu or min(4, max(1, (os.cpu_count() or 1) // 2))
     settings = model.describe(every_seconds)
     waiting: deque[_Open] = deque()
     samples: list[tuple[_Open, torch.Tensor]] = []
-    model.sampler.prepare()  # compiling is no waiting for decoding
+    if any(map(os.path.exists, paths)):
+        model.sampler.prepare()  # compiling is no waiting for decoding
     events = ahead(
         map(_Open, paths),
         lambda file, ticket: _samples(file.row, model, every_seconds, decoder, ticket),
         workers=workers,
-        jobs_ahead=workers + 1,
-        items_ahead=CLIPS_AHEAD,
+        jobs_ahead=FILES_AHEAD if on_gpu else workers + 1,
+        items_ahead=max(2 * batch, workers) if on_gpu else CLIPS_AHEAD,
+        budget_bytes=_budget(model.device),
         meter=meter,
+        in_order=not on_gpu,  # a long file must not keep the GPU's decoders waiting
     )
     with contextlib.closing(events):  # an error here must not leave its threads behind
         for file, item in events:
             if item is BEGUN:
                 file.row.model, file.row.settings = model.name, settings
                 waiting.append(file)
+            elif item is RESTART:
+                file.restart()
+                samples[:] = [sample for sample in samples if sample[0] is not file]
             elif isinstance(item, Ended):
                 file.end(item)
             elif isinstance(item, torch.Tensor):
@@ -91,6 +102,10 @@ class _Open:
     @property
     def done(self) -> bool:
         return self.ended and len(self.row.clips) == self.decoded
+
+    def restart(self):
+        """Forget the clips so far."""
+        self.decoded, self.row.clips = 0, []
 
     def end(self, end: Ended):
         self.ended = True
@@ -124,14 +139,30 @@ def _run(samples: list[tuple[_Open, torch.Tensor]], model: QualityModel, batch: 
 
 def _samples(
     row: Row, model: QualityModel, every_seconds: float | None, decoder: str, ticket: Ticket
-) -> Iterator[torch.Tensor]:
-    """Open the file that the row names, fill in what is known of it, and yield its sampled clips."""
+) -> Iterator[torch.Tensor | object]:
+    """Open the file that the row names, fill in what is known of it, and yield its sampled clips.
+
+    With "auto", where a GPU's decoder fails on the way: `RESTART`, then all clips as pyav decodes them.
+    """
     check_kind(row.path, model.kind)
     if model.kind == "image":
         image = read_image(row.path)
         row.frames, row.height, row.width, row.decoder = 1, *image.shape[:2], "pillow"
         yield from model.sampler(image)
         return
+    try:
+        yield from _clips(row, model, every_seconds, decoder, ticket)
+    except DecodeError:
+        if not falls_back(decoder, row.decoder):
+            raise
+        yield RESTART
+        yield from _clips(row, model, every_seconds, "pyav", ticket)
+
+
+def _clips(
+    row: Row, model: QualityModel, every_seconds: float | None, decoder: str, ticket: Ticket
+) -> Iterator[torch.Tensor]:
+    """The sampled clips of a video."""
     with open_video(row.path, decoder=decoder, device=model.device) as video:
         info = video.info
         row.frames, row.width, row.height = info.num_frames, info.width, info.height
@@ -141,3 +172,10 @@ def _samples(
             seconds, clips = model.sample(video, every_seconds)
             row.times = seconds.tolist()
             yield from clips
+
+
+def _budget(device: torch.device) -> int:
+    """Bytes that decoding may hold at one time."""
+    if device.type != "cuda":
+        return BUDGET_BYTES
+    return max(BUDGET_BYTES, torch.cuda.get_device_properties(device).total_memory // MEMORY_SHARE)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 from collections.abc import Callable, Iterator
 
-from sama.errors import SamaError
+from sama.errors import OutputError, SamaError
 
 OK, SOME_FAILED, NOT_CARRIED_OUT, INTERRUPTED = 0, 1, 2, 130  # exit statuses
 
@@ -17,8 +18,8 @@ def carry_out(command: Callable[[], int], *, name: str = "sama", traceback: bool
     What a user can put right (`SamaError`, `OSError`, a GPU out of memory) is printed as one line, with status 2; so is
     an interruption, with status 130. Anything else is a bug and keeps its traceback.
 
-    name: of the program, before the message; traceback: show the traceback of every error; hint: printed where the
-    command was interrupted
+    name: of the program, before the message; traceback: show the traceback of every error
+    hint: how to continue, printed after an interruption and where an output file cannot be written
     """
     try:
         return command()
@@ -28,7 +29,8 @@ def carry_out(command: Callable[[], int], *, name: str = "sama", traceback: bool
     except Exception as error:
         if traceback or not (isinstance(error, SamaError | OSError) or type(error).__name__ == "OutOfMemoryError"):
             raise
-        print(f"{name}: {error}", file=sys.stderr)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        print(f"{name}: {error}{hint if full or isinstance(error, OutputError) else ''}", file=sys.stderr)
         return NOT_CARRIED_OUT
 
 

@@ -2,6 +2,9 @@
 
 import csv
 import os
+import zlib
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # or torch's threads spin while they wait: slow on busy cores
 
 import av
 import numpy as np
@@ -19,6 +22,32 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "cuda" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `-n`: a file's tests run in one process and in their order, as they do without, and share its fixtures."""
+    from xdist.scheduler import LoadFileScheduling
+
+    if config.getoption("dist") != "load":  # asked for by --dist
+        return None
+    config.option.loadscopereorder = False  # long files with few tests would come last, one process waiting for them
+    return LoadFileScheduling(config, log)
+
+
+@pytest.fixture(autouse=True)
+def seeded(request):
+    """The same random numbers of torch for a test, whatever ran before it in its process."""
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(scope="module")
+def few_draws():
+    """Reports of training without exact intervals: see `training_runs.few_draws`."""
+    import training_runs
+
+    with training_runs.few_draws():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ BAD_FILES = {
     "missing.mp4": (make_missing, "no such file"),
     "folder.mp4": (make_folder, "a directory, not a file"),
     "empty.mp4": (make_empty, "the file is empty"),
-    "text.mp4": (make_text, "not a video file that FFmpeg can read"),
+    "text.mp4": (make_text, "a text file, not a video"),
     "text.txt": (make_text, "text|not a video file"),
     "noise.mp4": (make_noise, "not a video file that FFmpeg can read"),
     "cut.mp4": (make_cut_mp4, r"cut short or damaged: its table of contents \(moov\) cannot be read"),
@@ -150,7 +150,8 @@ def test_flipped_bits_never_crash(clip, name, tmp_path):
         path = tmp_path / f"{seed}-{name}"
         path.write_bytes(data)
         with contextlib.suppress(DecodeError), open_video(path, decoder="pyav") as video:
-            assert all(frame.width == 96 for _, frame in video.frames(range(0, video.info.num_frames, 3)))
+            sizes = {frame.width for _, frame in video.frames(range(0, video.info.num_frames, 3))}
+            assert sizes <= {video.info.width}  # 96, unless the size itself was hit
 
 
 def resident_mib() -> float:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import videos
 from PIL import Image
+from small_models import save_nano
 
 import sama
 from sama import cli
@@ -17,7 +18,6 @@ from sama.evaluation import calibration, evaluate_predictions, markdown, save_ca
 from sama.evaluation_report import without_nan, write_report
 from sama.labels import Item, protocol_split
 from sama.metrics import NAMES, logistic_fit, metrics
-from sama.models import VideoQuality, save_weights
 from sama.models.reading import read_metadata
 
 SETTINGS = {"mode": "sama", "grid": [7, 7], "fragment": [32, 32], "clip_len": 4, "interval": 2, "num_clips": 1}
@@ -144,14 +144,9 @@ def test_calibration_by_hand():
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = VideoQuality("nano")
-        torch.nn.init.normal_(model.head.fc_last.weight)  # 0 at first: tokens would not count
     old = {"scale": "another", "kind": "linear", "slope": 1.0, "intercept": 0.0}
-    save_weights(model, path, metadata=SETTINGS | {"data": "a few clips", "calibration": old})
-    return path
+    path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
+    return save_nano(path, SETTINGS | {"data": "a few clips", "calibration": old})
 
 
 @pytest.mark.parametrize("kind", ["linear", "logistic"])
@@ -299,7 +294,7 @@ def test_the_command_calibrates(root, weights, scored, tmp_path, capsys, kind):
     spread = 7 * (max(prediction) - min(prediction))
     assert (result.mos, result.mos_scale) == (pytest.approx(30 + 7 * prediction[3], abs=0.05 * spread), "mine")
     assert cli.main(["evaluate", str(labels), str(root), *map(str, arguments)]) == 2
-    assert "is there already: give another name, or --overwrite" in capsys.readouterr().err
+    assert "exists already: give another name, or --overwrite" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

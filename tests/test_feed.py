@@ -168,9 +168,46 @@ def test_ahead_keeps_order_and_bounds():
     assert most <= 5
 
 
-def test_ahead_ends_its_threads_when_it_is_closed():
+def test_ahead_out_of_order_waits_for_no_job_but_stays_near_it():
+    """The first job goes on until fifteen others are done; no job begins twenty after it; beginnings are in order."""
+    first_may_end, begun = threading.Event(), []
+
+    def produce(job, ticket):
+        yield job, 0
+        if job == 0:
+            assert first_may_end.wait(30)
+        if job == 7:
+            raise KeyError("seven")
+        yield job, 1
+
+    announced, items, ended = [], [], []
+    for job, item in ahead(range(40), produce, workers=3, jobs_ahead=20, items_ahead=4, in_order=False):
+        if item is BEGUN:
+            announced.append(job)
+            begun.append(len(ended))
+        elif isinstance(item, Ended):
+            assert job in announced
+            ended.append((job, item.error))
+            if len(ended) == 15:
+                assert 0 not in dict(ended)
+                first_may_end.set()
+        else:
+            items.append(item)
+    assert announced == sorted(announced) == list(range(40))
+    assert sorted(job for job, _ in ended) == list(range(40))
+    assert [job for job, error in ended if error] == [7]
+    assert sorted(items) == [(job, k) for job in range(40) for k in range(2) if (job, k) != (7, 1)]
+    assert all(items.index((job, 0)) < items.index((job, 1)) for job in range(40) if job != 7)
+    place = [job for job, _ in ended].index(0)
+    assert begun[20] > place  # until the first job is done
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_ahead_ends_its_threads_when_it_is_closed(in_order):
     before = threading.active_count()
-    produced = ahead(range(100), lambda job, ticket: iter([job] * 50), workers=3, jobs_ahead=5, items_ahead=2)
+    produced = ahead(
+        range(100), lambda job, ticket: iter([job] * 50), workers=3, jobs_ahead=5, items_ahead=2, in_order=in_order
+    )
     next(produced)
     produced.close()
     assert threading.active_count() == before

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from sama import cli
 from sama.errors import OutputError
 from sama.files import replace_file
 from sama.journal import Journal, Row, read_journal, read_table
@@ -59,6 +60,24 @@ def test_a_full_disk_leaves_whole_rows_and_can_be_resumed(tmp_path, small_disk, 
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
+def test_failed_files_are_scored_again_with_retry(tmp_path):
+    """Only when asked for: a file that failed stays failed for a plain --resume."""
+    failed = Row("bad.mp4", status="error", reason="damaged", model=SCORES_BY[0], settings=SCORES_BY[1])
+    out = tmp_path / "scores.csv"
+    with Journal(out, SCORES_BY) as journal:
+        for row in (ROWS[0], failed, ROWS[1]):
+            journal.add(row)
+        journal.finish()
+    paths = ["0.mp4", "bad.mp4", "1.mp4", "2.mp4"]
+    with Journal(out, SCORES_BY, resume=True) as journal:
+        assert journal.remaining(paths) == ["2.mp4"]
+    with Journal(out, SCORES_BY, resume=True, retry=True) as journal:
+        assert journal.remaining(paths) == ["bad.mp4", "2.mp4"]
+        journal.add(dataclasses.replace(ROWS[0], path="bad.mp4"))
+        journal.finish(paths)
+    assert {row.path: row.status for row in read_table(out)} == dict.fromkeys(["0.mp4", "bad.mp4", "1.mp4"], "ok")
+
+
 def test_a_full_disk_at_the_end_keeps_the_journal(tmp_path, small_disk):
     out = tmp_path / "scores.json"
     with Journal(out, SCORES_BY) as journal:
@@ -96,15 +115,11 @@ def test_the_command_says_in_a_line_what_a_full_disk_kept(tmp_path):
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "from sama.cli import main\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, -1)) if sys.argv.pop(1) == 'full' else None\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, -1))\n"
         "sys.exit(main(sys.argv[1:]))"
     )
-
-    def run(disk: str, *more: str) -> subprocess.CompletedProcess:
-        arguments = ["score", str(tmp_path), "--device", "cpu", "--out", str(tmp_path / "scores.csv"), *more]
-        return subprocess.run([sys.executable, "-c", code, disk, *arguments], capture_output=True, text=True)
-
-    full = run("full")
+    arguments = ["score", str(tmp_path), "--device", "cpu", "--out", str(tmp_path / "scores.csv")]
+    full = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert full.returncode == 2
     assert "Traceback" not in full.stderr
     last = full.stderr.strip().splitlines()[-1]
@@ -113,6 +128,23 @@ def test_the_command_says_in_a_line_what_a_full_disk_kept(tmp_path):
     assert last.endswith(
         f"File too large; {kept} rows are kept in {tmp_path / 'scores.csv.partial'}: --resume continues from them"
     )
-    again = run("free", "--resume")
-    assert again.returncode == 1  # no file is a video
+    assert cli.main([*arguments, "--resume"]) == 1  # no file is a video
     assert sorted(row.path for row in read_table(tmp_path / "scores.csv")) == sorted(map(str, tmp_path.glob("*.mp4")))
+
+
+def test_a_replaced_file_keeps_its_permissions_and_its_link(tmp_path):
+    path, link = tmp_path / "real.json", tmp_path / "link.json"
+    path.write_bytes(b"old")
+    path.chmod(0o600)
+    link.symlink_to(path)
+    replace_file(link, b"new")
+    assert link.is_symlink()
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o600)
+
+
+@pytest.mark.parametrize("name", ["folder", "folder/none/x.csv", "x" * 250])
+def test_what_cannot_be_written_is_named(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match=f"^{tmp_path / name} cannot be written: [^;]*$"):
+        replace_file(tmp_path / name, b"new")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "folder"]

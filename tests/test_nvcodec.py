@@ -116,7 +116,7 @@ def test_sampled_as_pyav_to_the_bit(nvcodec, clip):
 def test_bad_files_are_named(nvcodec, clip, tmp_path, monkeypatch):
     for name, content, reason in [
         ("empty.mp4", b"", "the file is empty"),
-        ("garbage.mp4", b"garbage" * 999, "not a video file"),
+        ("garbage.mp4", b"garbage" * 999, "a text file, not a video"),
         ("half.mp4", clip("h264.mp4").read_bytes()[:9000], "cut short"),
     ]:
         (tmp_path / name).write_bytes(content)

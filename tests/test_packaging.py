@@ -9,8 +9,8 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import videos
 import pytest
+import videos
 
 import sama
 
@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("bench", "docs", "examples", "kernels", "models", "sama", "tests", "tools")
 PACKAGES = {"kernels": "sama/kernels", "models": "sama/models", "sama": "sama"}  # folder of the checkout, of the wheel
 BUILD = "from setuptools import build_meta; print(build_meta.build_{}({!r}))"
+SETTINGS = ("--no-index", "--no-deps", "--no-build-isolation", "--ignore-installed", "--disable-pip-version-check")
 
 
 def python(executable, *arguments, cwd):
@@ -26,6 +27,11 @@ def python(executable, *arguments, cwd):
     run = subprocess.run([executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr + run.stdout
     return run.stdout
+
+
+def sama_of(executable):
+    """The command of an environment, by its Python."""
+    return str(Path(executable).with_name("sama"))
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +52,22 @@ def archives(tmp_path_factory):
     return built
 
 
-@pytest.fixture(scope="module", params=["wheel", "sdist"])
-def installed(request, archives, tmp_path_factory):
-    """Python of a fresh environment with one archive installed; only dependencies are the parent environment's."""
-    home = tmp_path_factory.mktemp(f"installed-{request.param}")
-    python(sys.executable, "-m", "venv", "--without-pip", str(home), cwd=home)
-    executable = str(home / "bin" / "python")
-    packages = python(executable, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=home).strip()
-    parents = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-    Path(packages, "dependencies.pth").write_text("\n".join(parents) + "\n")  # paths alone: no editable install's hook
-    settings = ("--no-index", "--no-deps", "--no-build-isolation", "--ignore-installed", "--disable-pip-version-check")
-    python(executable, "-m", "pip", "install", *settings, str(archives[request.param]), cwd=home)
-    return executable, Path(packages)
+@pytest.fixture(scope="module")
+def installed(archives, tmp_path_factory):
+    """By kind of archive: Python of a fresh environment with that one installed, and the folder that it was installed
+    into; only dependencies are the parent environment's."""
+    found = {}
+    for kind, archive in archives.items():
+        home = tmp_path_factory.mktemp(f"installed-{kind}")
+        python(sys.executable, "-m", "venv", "--without-pip", str(home), cwd=home)
+        executable = str(home / "bin" / "python")
+        packages = python(executable, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=home).strip()
+        parents = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+        depend = "\n".join(parents) + "\n"  # paths alone: no editable install's hook
+        Path(packages, "dependencies.pth").write_text(depend)
+        python(executable, "-m", "pip", "install", *SETTINGS, str(archive), cwd=home)
+        found[kind] = executable, Path(packages)
+    return found
 
 
 def test_wheel_holds_every_module_and_all_data(archives):
@@ -99,16 +109,30 @@ def test_sdist_holds_what_tests_and_benchmarks_need(archives):
     assert {f"tests/data/{path.name}" for path in (ROOT / "tests" / "data").iterdir()} <= names
 
 
-def test_installed_package_scores_and_trains(installed, tmp_path):
-    """From a folder that is not the checkout: the command, the packaged model, the shipped configs."""
-    executable, packages = installed
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_installed_package_is_found(installed, kind, tmp_path):
+    """From a folder that is not the checkout: the package and the command."""
+    executable, packages = installed[kind]
     where = python(executable, "-c", "import sama, sama.kernels as k; print(sama.__file__, k.__file__)", cwd=tmp_path)
     assert where.split() == [str(packages / "sama" / "__init__.py"), str(packages / "sama" / "kernels" / "__init__.py")]
-    command = str(Path(executable).with_name("sama"))
-    assert python(command, "--version", cwd=tmp_path).strip() == f"sama {sama.__version__}"
+    assert python(sama_of(executable), "--version", cwd=tmp_path).strip() == f"sama {sama.__version__}"
+
+
+def test_installed_package_scores_and_trains(installed, tmp_path):
+    """From a folder that is not the checkout: the packaged model, the shipped configs."""
+    executable, _ = installed["wheel"]
     videos.write_video(tmp_path / "video.mp4", "libx264", num_frames=8)
-    scored = python(command, "score", "video.mp4", "--device", "cpu", cwd=tmp_path)
+    scored = python(sama_of(executable), "score", "video.mp4", "--device", "cpu", cwd=tmp_path)
     assert "video.mp4" in scored.splitlines()[-1]
     said = python(executable, "-m", "sama.train", "--help", cwd=tmp_path)
     for name in ("--data.labels", "lsvq", "konvid"):
         assert name in said
+
+
+def test_sdist_installs_what_the_wheel_does(installed, archives):
+    """To the byte, so that it scores and trains as well."""
+    with zipfile.ZipFile(archives["wheel"]) as wheel:
+        expected = {name: wheel.read(name) for name in wheel.namelist() if ".dist-info/" not in name}
+    _, packages = installed["sdist"]
+    paths = [path for path in (packages / "sama").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert {path.relative_to(packages).as_posix(): path.read_bytes() for path in paths} == expected

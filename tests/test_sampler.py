@@ -1,5 +1,8 @@
 """The public samplers: what they take, what they give, and what they say."""
 
+import weakref
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ import sama
 from sama.frames import Clip, Frame
 from sama.kernels import reference
 from sama.plan import draw_video
+from sama.sampler import GROUP
 
 RNG = np.random.default_rng(0)
 CLIP = RNG.integers(0, 256, (4, 70, 90, 3), dtype=np.uint8)
@@ -301,3 +305,42 @@ def test_read_of_a_bad_file(tmp_path):
     path.write_text("not a video")
     with pytest.raises(sama.DecodeError, match=r"text\.mp4"):
         sama.VideoSampler().read(path, decoder="pyav")
+
+
+class FewFrames:
+    """A decoder's video of random NV12 frames; `most` counts how many of them were alive at one time."""
+
+    def __init__(self, count):
+        self.info = SimpleNamespace(height=45 // 2 * 2, width=60, num_frames=count)
+        self.alive = self.most = 0
+
+    def frames(self, indices):
+        for n in sorted(set(indices)):
+            frame = random_frame(np.random.default_rng(n), "nv12", self.info.height, self.info.width)
+            planes = tuple(torch.from_numpy(plane) for plane in frame.planes)
+            self.alive += 1
+            self.most = max(self.most, self.alive)
+            weakref.finalize(planes[0].untyped_storage(), self._let_go)
+            yield n, Frame("nv12", planes)
+            del frame, planes
+
+    def _let_go(self):
+        self.alive -= 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="frames in main memory are for the interpreter")
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("layout", ["video", "patches"])
+@pytest.mark.parametrize("clip_len", [2, 8, 12])
+def test_frames_are_sampled_in_groups_and_let_go(backend, layout, clip_len):
+    """To the bit what a launch for the whole clip gives; no more frames are held than one group and the next frame."""
+    sampler = sama.VideoSampler("sama-spm", grid=(2, 3), fragment=(8, 12), backend=backend, layout=layout, aligned=4)
+    count = 3 * clip_len
+    indices = np.stack([np.arange(clip_len), np.minimum(np.arange(clip_len) * 2 + clip_len, count - clip_len)])
+    draws = [draw_video("sama-spm", 44, 60, clip_len, grid=(2, 3), aligned=4, generator=k) for k in range(2)]
+    video = FewFrames(count)
+    inputs = list(sampler.stream(video, indices, draws=draws))
+    assert video.most <= min(GROUP, clip_len) + 2
+    frames = dict(FewFrames(count).frames(range(count)))
+    for got, clip, pair in zip(inputs, indices, draws, strict=True):
+        assert torch.equal(got, sampler([[frames[n] for n in clip]], draws=[pair])[0])

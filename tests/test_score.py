@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 import torch
 import videos
 from PIL import Image
+from small_models import save_nano
 
 import sama
 from sama import cli
@@ -33,14 +35,9 @@ SETTINGS = {"mode": "sama", "grid": [7, 7], "fragment": [32, 32], "clip_len": 8,
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A small model of our own format, with a calibration."""
-    path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = VideoQuality("nano")
-        torch.nn.init.normal_(model.head.fc_last.weight)  # 0 at first: tokens would not count
     calibration = {"scale": "KoNViD-1k", "kind": "linear", "slope": 10.0, "intercept": 3.0}
-    save_weights(model, path, metadata=SETTINGS | {"calibration": calibration})
-    return path
+    path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
+    return save_nano(path, SETTINGS | {"calibration": calibration})
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +193,10 @@ def test_bad_files_are_rows_with_their_own_reason(model, folder):
 def test_an_image_is_not_scored_by_a_video_model(model, tmp_path):
     Image.new("RGB", (300, 300)).save(tmp_path / "image.png")
     (row,) = score_files([str(tmp_path / "image.png")], model)
-    assert (row.status, row.reason) == ("error", "is an image; the model scores videos")
+    assert (row.status, row.reason) == (
+        "error",
+        "is an image; the model scores videos; an image model scores it (--weights)",
+    )
 
 
 def test_a_failure_in_the_model_is_not_hidden(model, folder, monkeypatch):
@@ -293,7 +293,7 @@ def test_overwriting_forgets_the_old_rows_for_good(tmp_path):
         assert list(journal.rows) == ["new"]
 
 
-def test_killed_at_any_moment_it_goes_on(weights, folder, tmp_path):
+def test_killed_at_any_moment_it_goes_on(weights, folder, tmp_path, monkeypatch):
     """kill -9 after each number of rows: the resumed run gives the same table, each file scored once."""
     names = [folder / name for name in ("a.mp4", "d.avi", "empty.mp4", "with spaces/b c.mkv")]
     out = tmp_path / "scores.jsonl"
@@ -323,8 +323,11 @@ def test_killed_at_any_moment_it_goes_on(weights, folder, tmp_path):
         process.wait()
         kept = partial.read_bytes() if partial.exists() else out.read_bytes()
         assert kept.count(b"\n") >= rows_before_kill
-    run = subprocess.run(arguments, capture_output=True, text=True)
-    assert run.returncode == 1, run.stderr
+    monkeypatch.setattr(sys, "argv", list(map(str, arguments[2:])))
+    monkeypatch.delitem(sys.modules, "sama.cli")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("sama.cli", run_name="__main__")  # as python -m does
+    assert ended.value.code == 1
     assert not partial.exists()
     rows = read_table(out)
     assert [row.path for row in rows] == [str(name) for name in names]

@@ -14,6 +14,8 @@ from sama.training.ranks import Ranks
 from sama.training.setup import make_feed
 from sama.training.sweep import parse_sampling, run
 
+pytestmark = pytest.mark.usefixtures("few_draws")
+
 
 def test_settings_of_statistics_are_checked(labels, tmp_path):
     with pytest.raises(ValueError, match="are for a nano video model"):

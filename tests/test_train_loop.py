@@ -15,13 +15,15 @@ from sama.training.config import Config, Data, Model, Optim, Sampling
 from sama.training.loop import augment, is_best, lr_factor, train, update_ema
 from sama.training.setup import make_model
 
+pytestmark = pytest.mark.usefixtures("few_draws")
+
 
 def test_it_overfits_eight_clips(labels, tmp_path):
     report = train(
         config(
             labels,
             tmp_path / "run",
-            optim={"epochs": 60, "batch": 8, "ema": 0.0},
+            optim={"epochs": 30, "batch": 8, "ema": 0.0, "lr": 2e-3},
             data=Data(labels=str(labels), train="train", val="train"),
         )
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -13,12 +13,15 @@ import pytest
 import torch
 from training_runs import assert_equal_weights, config
 
+from sama.train import main
 from sama.training.config import Data
 from sama.training.loop import train
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 
-def test_a_killed_run_goes_on_exactly(labels, tmp_path):
-    """Kill -9 in the middle of an epoch, with a checkpoint after every step; then go on."""
+
+def test_a_killed_run_goes_on_exactly(labels, tmp_path, monkeypatch, capsys):
+    """Kill -9 in the middle of an epoch, with a checkpoint after every step; then go on, in a process of its own."""
     common = [
         *("--data.labels", str(labels), "--model.size", "nano", "--sampling.grid", "[2,2]"),
         *("--sampling.fragment", "[16,16]", "--sampling.clip_len", "4", "--sampling.interval", "1"),
@@ -26,14 +29,10 @@ def test_a_killed_run_goes_on_exactly(labels, tmp_path):
         *("--optim.statistics_epochs", "1"),
         *("--device", "cpu", "--checkpoint_minutes", "0", "--workers", "1"),
     ]
-    command = [sys.executable, "-m", "sama.train", *common]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    whole = subprocess.run(
-        [*command, "--out", str(tmp_path / "whole")], env=env, capture_output=True, text=True, timeout=300
-    )
-    assert whole.returncode == 0, whole.stderr
+    assert main([*common, "--out", str(tmp_path / "whole")]) == 0
     out = tmp_path / "killed"
-    process = subprocess.Popen([*command, "--out", str(out)], env=env, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "sama.train", *common, "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if (out / "last.pt").exists():
@@ -43,12 +42,13 @@ def test_a_killed_run_goes_on_exactly(labels, tmp_path):
     assert process.wait() == -signal.SIGKILL
     saved = torch.load(out / "last.pt", weights_only=True)
     assert (saved["epoch"], saved["batch"]) < (3, 0)
-    refused = subprocess.run([*command, "--out", str(out)], env=env, capture_output=True, text=True, timeout=300)
-    assert refused.returncode == 2
-    assert "holds a run already: resume it with --resume true" in refused.stderr
-    again = subprocess.run(
-        [*command, "--out", str(out), "--resume", "true"], env=env, capture_output=True, text=True, timeout=300
-    )
+    monkeypatch.setattr(sys, "argv", ["sama.train", *common, "--out", str(out)])
+    monkeypatch.delitem(sys.modules, "sama.train")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("sama.train", run_name="__main__")  # as python -m does
+    assert ended.value.code == 2
+    assert "holds a run already: resume it with --resume true" in capsys.readouterr().err
+    again = subprocess.run([*command, "--resume", "true"], capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert_equal_weights(tmp_path / "whole", out)
     losses = [

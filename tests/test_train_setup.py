@@ -15,6 +15,8 @@ from sama.training.loop import save_model, train
 from sama.training.ranks import Ranks
 from sama.training.setup import datasets, make_feed, make_model, parameter_groups, whiten
 
+pytestmark = pytest.mark.usefixtures("few_draws")
+
 
 def test_files_that_fail_are_named_and_left_out(labels, tmp_path):
     rows = labels.read_text().splitlines()

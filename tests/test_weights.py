@@ -356,3 +356,13 @@ def test_building_needs_metadata(tmp_path):
     torch.save(nano(VideoQuality).state_dict(), tmp_path / "bare.pth")
     with pytest.raises(CheckpointError, match="no metadata: make the model, then load_weights"):
         build(tmp_path / "bare.pth")
+
+
+def test_equal_models_are_equal_files(tmp_path):
+    """A score names the SHA-256 of its model's file; the library writes metadata in another order each time."""
+    metadata = {f"key {k}": k for k in range(20)} | {"data": "ü"}
+    files = [tmp_path / f"{k}.safetensors" for k in range(4)]
+    for path in files:
+        save_weights(nano(VideoQuality), path, metadata=metadata)
+    assert len({path.read_bytes() for path in files}) == 1
+    assert metadata.items() <= read_metadata(files[0]).items()

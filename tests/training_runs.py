@@ -2,13 +2,17 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from sama.evaluation import evaluate_predictions
 from sama.training.config import Config, Data, Model, Optim, Sampling
+from sama.training.loop import train
 
 SAMPLING = Sampling(grid=(2, 2), fragment=(16, 16), clip_len=4, interval=1, num_clips=1)
 MODEL = Model(size="nano", dropout=0.0, drop_path=0.0)
@@ -43,19 +47,41 @@ def assert_same_gradients(state, other, least):
     assert sum(norm > 1e-6 for norm in norms.values()) > least * len(norms)
 
 
-def run_alone_and_as_two(script, arguments, tmp_path):
+@contextmanager
+def few_draws():
+    """20 draws for the intervals of a report instead of 1,000, which take more time than a short training: that they
+    hold what they should is tested in test_metrics.py and test_evaluate.py."""
+    defaults = evaluate_predictions.__kwdefaults__
+    before, defaults["samples"] = defaults["samples"], 20
+    try:
+        yield
+    finally:
+        defaults["samples"] = before
+
+
+def run_in_turn(folder, runs):
+    """Train with each of `runs`, name -> changes of `config`, into `folder / name`."""
+    for name, changes in runs.items():
+        print(name, file=sys.stderr, flush=True)  # above the error, if there is one
+        with few_draws():
+            train(config(out=folder / name, **changes))
+
+
+def run_on_two_ranks(folder, runs):
+    """The same on two ranks, started as the README says."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    (folder / "runs.pickle").write_bytes(pickle.dumps((folder, runs)))
+    (folder / "run.py").write_text(
+        "import pickle, sys\nfrom training_runs import run_in_turn\n"
+        "run_in_turn(*pickle.load(open(sys.argv[1], 'rb')))\n"
+    )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    (tmp_path / "run.py").write_text(script)
-    for name, command in (("one", [sys.executable]), ("two", launch)):
-        done = subprocess.run(
-            [*command, str(tmp_path / "run.py"), str(tmp_path / name), *map(str, arguments)],
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two")]
-    states = [torch.load(tmp_path / name / "last.pt", weights_only=True)["optimizer"] for name in ("one", "two")]
-    return reports, [state["state"] for state in states]
+    command = [*launch, str(folder / "run.py"), str(folder / "runs.pickle")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def report_and_states(out):
+    """What a run left: its report, the states of its optimiser."""
+    saved = torch.load(out / "last.pt", weights_only=True)
+    return json.loads((out / "report.json").read_text()), saved["optimizer"]["state"]

@@ -10,15 +10,15 @@ A decoder is one file in this package with a class that follows `Video`, and one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from os import PathLike, fsdecode
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
 
 from sama.decode import nvdec
-from sama.errors import InputError, MissingLibraryError
+from sama.errors import DecodeError, InputError, MissingLibraryError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from sama.decode.pyav import PyavVideo
     from sama.frames import Frame
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def open_video(
     """Open a video file.
 
     decoder: a name in `DECODERS`, or "auto": for each file a GPU's decoder where there is a GPU, the decoder's library,
-        its driver, and a stream that they can decode; otherwise "pyav". A named decoder never falls back.
+        its driver, and a stream that they can decode; otherwise "pyav". A named decoder never falls back. Where the
+        GPU fails on the way, whoever reads whole files (`decode_with`, `Feed`, `score_files`) goes on with "pyav".
     threads: decoding threads of this video; None lets the decoder choose.
     device: where to decode, "cpu", "cuda" or "cuda:N"; None is a GPU where there is one. "pyav" decodes to main memory.
 
@@ -177,3 +180,46 @@ def _on_gpu(video: PyavVideo, device: str | torch.device | None) -> Video:
         if module.refusal(video, where) is None:
             return getattr(module, decoder.cls)(video.info.path, device=where, source=video)
     return video
+
+
+def gpu_workers(decoder: str, device: str | torch.device) -> int:
+    """How many threads keep a GPU's decoders busy, where `open_video` may decode there with nvcodec; 0 elsewhere."""
+    if not str(device).startswith("cuda") or decoder not in ("auto", "nvcodec"):
+        return 0
+    if not DECODERS["nvcodec"].available() or not nvdec.driver_available():
+        return 0
+    try:
+        from sama.decode import nvcodec
+    except (ImportError, OSError, RuntimeError):  # installed, but its driver is not
+        return 0
+    return nvcodec.workers(nvcodec.pick_device(device, numbered=True))
+
+
+def decode_with(
+    use: Callable[[Video], Result],
+    path: str | PathLike[str],
+    *,
+    decoder: str = "auto",
+    threads: int | None = None,
+    device: str | torch.device | None = None,
+) -> Result:
+    """`use(video)` of a file; with "auto", where a GPU's decoder fails on the way, once more from the start with pyav.
+
+    So nothing that `use` gives comes from frames of two decoders. Parameters and errors as for `open_video`.
+    """
+    with open_video(path, decoder=decoder, threads=threads, device=device) as video:
+        try:
+            return use(video)
+        except DecodeError:
+            if not falls_back(decoder, video.decoder):
+                raise
+    with open_video(path, decoder="pyav", threads=threads) as video:
+        return use(video)
+
+
+def falls_back(decoder: str, used: str | None) -> bool:
+    """Whether a file whose decoding failed is read again with pyav.
+
+    decoder: what was asked for; used: the name of the decoder that failed, None where the file was not even opened
+    """
+    return decoder == "auto" and used not in (None, "pyav")

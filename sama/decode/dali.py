@@ -20,9 +20,10 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from os import PathLike, fsdecode
+from typing import NamedTuple
 
 import numpy as np
 import nvidia.dali.experimental.dynamic as ndd
@@ -30,6 +31,7 @@ import torch
 
 from sama.decode.nvdec import PLANES_8_BIT, gpu_decodable
 from sama.decode.pyav import Orientation, PyavVideo, SourcedVideo
+from sama.decode.sessions import SessionPool
 from sama.devices import pick_device, thread_stream
 from sama.errors import DecodeError, InputError, without_traceback
 from sama.frames import Clip, Correction, Frame
@@ -39,6 +41,8 @@ from sama.kernels.color import correction
 CPU_CODECS = ("vp8", "vp9", "mjpeg")
 MATRIX = "bt601"  # DALI's own, for every file
 CHUNK_BYTES = 256 << 20  # of RGB that `DaliVideo.frames` holds at once, though at least one frame
+GPU_CHUNK_BYTES = 1 << 30  # likewise on a GPU: the frames of a score at 1080p are 0.8 GB
+MAX_DECODERS = 4  # that are kept, each with its threads
 BLACK_STEP = 16  # pixels: a frame that is black on this grid is looked at as a whole
 BLACK = 3  # grey levels: FFmpeg's picture of a frame that is all zero in DALI's has no more
 
@@ -55,9 +59,7 @@ class DaliDecoder:
     """
 
     def __init__(self, device: str | torch.device | None = None, *, threads: int | None = None):
-        self.device = pick_device(device, numbered=True)
-        if self.device.type not in ("cpu", "cuda"):
-            raise InputError(f'DALI decodes on "cpu" or "cuda"; got {device}')
+        self.device = decoding_device(device)
         self._stream = thread_stream(self.device, "DALI") if self.device.type == "cuda" else None
         self._context = None
         if threads is not None:
@@ -88,6 +90,13 @@ class DaliDecoder:
         for job, result in self._decode(jobs):
             results[job.place] = result
         return [results[place] for place in range(len(requests))]
+
+    def reset(self) -> None:
+        """As `sama.decode.sessions.Session.reset`: between two calls there is nothing to forget."""
+
+    def close(self) -> None:
+        """As `sama.decode.sessions.Session.close`."""
+        self._context = None
 
     def _decode(self, jobs: list[_Job]) -> Iterator[tuple[_Job, Clip | DecodeError]]:
         """All jobs in one call; where that fails, each on its own."""
@@ -141,7 +150,7 @@ class DaliVideo(SourcedVideo):
 
     path: a file
     threads, device: as for `DaliDecoder`
-    dali: a `DaliDecoder` to share, in place of these
+    dali: a `DaliDecoder` to use in place of a shared one of these
     source: the open `PyavVideo` of the same file, if there is one already; it is closed with this video
     DecodeError where the file is no video, or none that DALI decodes on this device with known numbers and colours.
     """
@@ -157,9 +166,10 @@ class DaliVideo(SourcedVideo):
         dali: DaliDecoder | None = None,
         source: PyavVideo | None = None,
     ):
-        self.dali = dali or DaliDecoder(device, threads=threads)
+        self._key = DaliKey(dali.device if dali else decoding_device(device), threads)
+        self._dali = dali
         source = source or PyavVideo(fsdecode(path))
-        problem = refusal(source, self.dali.device)
+        problem = refusal(source, self._key.device)
         super().__init__(source, problem and f"DALI cannot be used: {problem}")
         self.orientation: Orientation = source.orientation
         self.correction = correction_of(source)
@@ -168,17 +178,59 @@ class DaliVideo(SourcedVideo):
         """`CHUNK_BYTES` of frames are decoded, and held, at a time."""
         if not wanted:
             return
-        count = max(1, CHUNK_BYTES // self.info.rgb_bytes(1))
         encoded = read_bytes(self.info.path)
-        for start in range(0, len(wanted), count):
-            chunk = wanted[start : start + count]
+        for chunk in self._chunks(wanted):
             job = _Job(0, self, encoded, np.array(chunk, np.int32), None)
-            ((_, clip),) = self.dali._decode([job])
+            try:
+                with nullcontext(self._dali) if self._dali else lend(*self._key) as dali:
+                    ((_, clip),) = dali._decode([job])
+            except Exception as error:  # what the file does wrong is no exception there
+                raise DecodeError(self.info.path, f"DALI cannot be used ({reason_of(error)})") from error
             if isinstance(clip, DecodeError):
                 raise clip
             for n, t in zip(chunk, range(len(clip))):
                 yield n, clip[t]
             del clip
+
+    def _chunks(self, wanted: list[int]) -> Iterator[list[int]]:
+        """`wanted` in pieces for one call each, cut between two runs of packets if possible: a call begins at a key
+        frame, and decodes again what lies between that and its first frame."""
+        size = CHUNK_BYTES if self._key.device.type == "cpu" else GPU_CHUNK_BYTES
+        count = max(1, size // self.info.rgb_bytes(1))
+        chunk: list[int] = []
+        assert self.source.index is not None  # or `refusal` would have said so
+        for run in self.source.index.runs(wanted):
+            if chunk and len(chunk) + len(run.frames) > count:
+                yield chunk
+                chunk = []
+            chunk = chunk + run.frames
+            while len(chunk) > count:
+                yield chunk[:count]
+                chunk = chunk[count:]
+        if chunk:
+            yield chunk
+
+
+class DaliKey(NamedTuple):
+    """What decoders must share to stand in for one another."""
+
+    device: torch.device
+    threads: int | None
+
+
+@contextmanager
+def lend(device: str | torch.device | None, threads: int | None) -> Iterator[DaliDecoder]:
+    """A decoder for the time of a block, one of at most `MAX_DECODERS` that all threads share; waits for it."""
+    with _decoders.lease(DaliKey(decoding_device(device), threads)) as lease:
+        yield lease.session
+
+
+def decoding_device(device: str | torch.device | None) -> torch.device:
+    """The device with its number; InputError for one that DALI does not decode on."""
+    chosen = pick_device(device, numbered=True)
+    if chosen.type not in ("cpu", "cuda"):
+        raise InputError(f'DALI decodes on "cpu" or "cuda"; got {device}')
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -228,6 +280,11 @@ class _Job:
             if int(reference.to_rgb(frame).max()) > BLACK:
                 reason = f"damaged: DALI gave frame {n} as black without an error, and it is not"
                 raise DecodeError(self.video.info.path, reason)
+
+
+_decoders: SessionPool[DaliKey, DaliDecoder] = SessionPool(
+    lambda key: DaliDecoder(key.device, threads=key.threads), limit=MAX_DECODERS
+)
 
 
 def refusal(video: PyavVideo, device: torch.device) -> str | None:

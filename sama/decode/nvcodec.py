@@ -2,30 +2,37 @@
 
     packets of the wanted frames, from PyAV ──Annex B──> NVDEC ──> surfaces, numbered as they were sent ──> frames
 
-Numbers, sizes, times and the choice of packets are those of `sama.decode.packets`. A packet goes to the GPU with its
-frame's number in place of a time stamp and the surface comes back with it, so no frame can be taken for another.
+Numbers, sizes, times and the choice of packets are those of `sama.decode.packets`. A packet goes to the GPU with a
+number in place of a time stamp and the surface comes back with it, so no frame can be taken for another. Sessions are
+kept in a pool for each GPU (`sama.decode.sessions`): making one takes longer than decoding a short clip.
 
-Only four things of the library are used: `CreateDecoder`, `PacketData`, `Decode`, and frames with `getPTS` and DLPack.
-It was written from the library's documentation and tested with a stand-in for these four, never on a GPU.
+Only five things of the library are used: `GetDecoderCaps`, `CreateDecoder`, `PacketData`, `Decode`, and frames with
+`getPTS` and DLPack. It was written from the library's documentation and sources and tested with a stand-in for these
+five, never on a GPU. The library does not tell which frames it decoded with errors (it prints that).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, nullcontext
+import atexit
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import chain
 from os import PathLike, fsdecode
+from typing import Any
 
 import av
 import numpy as np
 import torch
 from av.bitstream import BitStreamFilterContext
 
-from sama.decode import VideoInfo
 from sama.decode.nvdec import gpu_decodable
 from sama.decode.packets import Source
 from sama.decode.pyav import PyavVideo, SourcedVideo
-from sama.devices import pick_device, thread_stream
-from sama.errors import DecodeError, InputError, MissingLibraryError
+from sama.decode.sessions import SessionPool
+from sama.devices import pick_device
+from sama.errors import DecodeError, InputError, MissingLibraryError, without_traceback
 from sama.frames import Frame
 
 try:
@@ -37,6 +44,29 @@ except RuntimeError as error:  # what it raises, with pages of advice, where the
 CODECS = {"h264": "H264", "hevc": "HEVC", "vp8": "VP8", "vp9": "VP9", "av1": "AV1"}  # names in cudaVideoCodec
 # Units with start codes, as the GPU's parser wants them; parameter sets before every key frame, where a run may begin.
 FILTERS = {"h264": "h264_mp4toannexb,dump_extra", "hevc": "hevc_mp4toannexb,dump_extra"}
+
+
+HELD_FRAMES = 10  # of RGB, the size of 20 surfaces: the decoder's, and the group that waits for the sampler
+SESSIONS_PER_ENGINE = 2  # one decodes while the other waits for packets
+DEFAULT_ENGINES = 2  # where the library does not say how many there are
+FLUSH_ROUNDS = 8  # empty packets until a decoder has given everything; the first one is enough
+
+
+@dataclass(frozen=True)
+class SessionKey:
+    """What two files must share to be decoded by one session.
+
+    sequence: their parameter sets. The library keeps the surfaces of a session's first file: with a file that needs
+        more, or crops otherwise, it would give wrong pictures without an error.
+    path: the file that a session is made for; two keys are equal without it
+    """
+
+    device: torch.device
+    codec: str
+    size: tuple[int, int]
+    pix_fmt: str
+    sequence: bytes | str
+    path: str = field(compare=False)
 
 
 class NvcodecVideo(SourcedVideo):
@@ -65,30 +95,42 @@ class NvcodecVideo(SourcedVideo):
         source = source or PyavVideo(fsdecode(path))
         problem = refusal(source, self.device)
         super().__init__(source, problem and f"the GPU cannot decode it: {problem}")
+        # Two files of the same parameter sets need the same surfaces; where those are not told, no other file does.
+        sequence = self.info.path if source.sequence is None else source.sequence
+        size = source.decoded_size
+        self.key = SessionKey(self.device, self.info.codec, size, self.info.pix_fmt, sequence, self.info.path)
+
+    def held_bytes(self, clip_len: int) -> int:
+        """As `sama.decode.Video.held_bytes`: surfaces, no more than `HELD_FRAMES` whatever the length of the clip."""
+        return self.info.rgb_bytes(min(clip_len, HELD_FRAMES))
 
     def _frames(self, wanted: list[int]) -> Iterator[tuple[int, Frame]]:
-        missing, early = list(reversed(wanted)), {}
-        if not wanted:
-            return
-        session = _Session(self.info, self.device)
-        with closing(self._units(wanted)) as units:
-            for n, surface in session.decode(units, set(wanted)):
-                early[n] = surface
-                while missing and missing[-1] in early:
-                    n = missing.pop()
-                    yield n, self._frame(early.pop(n), n)
-                if not missing:
-                    return
-        raise DecodeError(self.info.path, f"damaged or cut short: frame {missing[-1]} did not come out of the GPU")
+        """A session is leased until all frames are there, or it is taken away: then from the next key frame before."""
+        missing = list(reversed(wanted))
+        while missing:
+            with pool(self.device).lease(self.key) as lease, closing(self._units(missing[::-1])) as units:
+                for n, surface in lease.session.decode(units, frozenset(missing), self.info.path):
+                    if n != missing.pop():
+                        raise DecodeError(
+                            self.info.path, f"frame {n} came out of the GPU before others that it follows"
+                        )
+                    frame = self._frame(surface, n)
+                    del surface
+                    with lease.parked():
+                        yield n, frame
+                    del frame
+                    if lease.taken or not missing:
+                        break
+                else:
+                    raise DecodeError(self.info.path, f"the file ends before frame {missing[-1]}")
 
     def _units(self, wanted: list[int]) -> Generator[tuple[int, bytes], None, None]:
-        """`(number of the frame, data)` of each packet as the GPU's parser reads them."""
+        """`(number of the frame, data)` of each packet as the GPU's parser reads them; no data between two runs."""
         filtered = None
         for n, source, packet in self.source.packets(wanted):
             if packet is None or filtered is None:
                 filtered = _filter(self.info.codec, source)
-            if packet is not None:
-                yield n, b"".join(bytes(unit) for unit in filtered(packet))
+            yield n, b"" if packet is None else b"".join(bytes(unit) for unit in filtered(packet))
 
     def _frame(self, surface: torch.Tensor, n: int) -> Frame:
         """[H * 3/2, W] as planes, as displayed."""
@@ -108,62 +150,158 @@ class NvcodecVideo(SourcedVideo):
         return Frame("nv12", planes, matrix=self.source.matrix, full_range=self.source.full_range)
 
 
-class _Session:
-    """One decoder of the GPU, on a stream of its own, for one pass over the packets of a file."""
+class NvcodecSession:
+    """One decoder of the GPU, on a CUDA stream of its own: `sama.decode.sessions.Session`.
 
-    def __init__(self, info: VideoInfo, device: torch.device):
-        self.info, self.device = info, device
+    Each packet goes in with a number of its own, which rises through the session's whole life and comes back with the
+    surface: a surface that belongs to an earlier run or file is recognised, and ends the session.
+    """
+
+    def __init__(self, key: SessionKey):
+        self.device = key.device
         self.stream: torch.cuda.Stream | None = None
-        with self._current():
-            if device.type == "cuda":
-                self.stream = thread_stream(device, "decoding")
-            try:
+        self.sent = 0  # the number of the packet sent last
+        self.pending = False  # whether packets went in that may not have come out
+        self.decoder: Any = None
+        try:
+            with current_device(self.device):
+                if self.device.type == "cuda":
+                    self.stream = torch.cuda.Stream(self.device)
                 self.decoder = PyNvVideoCodec.CreateDecoder(
-                    gpuid=device.index or 0,
-                    codec=getattr(PyNvVideoCodec.cudaVideoCodec, CODECS[info.codec]),
-                    cudacontext=0,  # the one that is current, which is torch's
+                    gpuid=self.device.index or 0,
+                    codec=getattr(PyNvVideoCodec.cudaVideoCodec, CODECS[key.codec]),
+                    cudacontext=0,  # the device's primary one, which is torch's
                     cudastream=self.stream.cuda_stream if self.stream else 0,
                     usedevicememory=True,
                 )
-            except Exception as error:
-                raise DecodeError(info.path, f"the GPU's decoder cannot be opened ({error})") from error
+        except Exception as error:
+            raise DecodeError(key.path, f"the GPU's decoder cannot be opened ({error})") from error
 
-    def _current(self):
-        """torch's CUDA context as the current one of this thread."""
-        if self.device.type != "cuda":
-            return nullcontext()
-        torch.cuda.current_stream(self.device).query()
-        return torch.cuda.device(self.device)
+    def decode(
+        self, units: Iterable[tuple[int, bytes]], wanted: Collection[int], path: str
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield `(n, surface)` of the wanted frames as they come out: uint8 [H * 3/2, W], each a copy of its own.
 
-    def decode(self, units: Iterator[tuple[int, bytes]], wanted: set[int]) -> Iterator[tuple[int, torch.Tensor]]:
-        """`(number, uint8 [H * 3/2, W])` of wanted frames as they come out, copied: the decoder overwrites its own."""
-        for n, data in units:
-            yield from self._send(n, data, wanted)[1]
-        came_out = True
-        while came_out:  # an empty packet ends the stream
-            came_out, frames = self._send(-1, b"", wanted)
-            yield from frames
+        units: `(n, data)`, n the number of the frame that the packet shows, -1 for none; empty data ends a run
+        path: for messages
+        DecodeError where the decoder fails, gives surfaces of packets before these, or ends a run with frames missing.
+        """
+        frames: dict[int, int] = {}  # of packets on their way: the numbers of their wanted frames
+        first = self.sent + 1
+        for n, data in chain(units, [(-1, b"")]):
+            surfaces = self._send(n, data, path)
+            if data and n in wanted:
+                frames[self.sent] = n
+            rounds = 0
+            while True:
+                for number, surface in surfaces:
+                    if not first <= number <= self.sent:
+                        raise DecodeError(path, "the GPU gave a frame of something that was decoded before")
+                    if number in frames:
+                        yield frames.pop(number), self._copy(surface, path)
+                if data or not surfaces or rounds == FLUSH_ROUNDS:
+                    break
+                rounds += 1
+                surfaces = self._send(-1, b"", path)
+            if not data:
+                if frames:
+                    lost = min(frames.values())
+                    raise DecodeError(path, f"damaged or cut short: frame {lost} did not come out of the GPU")
+                first = self.sent + 1
 
-    def _send(self, n: int, data: bytes, wanted: set[int]) -> tuple[bool, list[tuple[int, torch.Tensor]]]:
-        """Whether any frame comes out once `data` has gone in, and the wanted ones of them."""
+    def reset(self) -> None:
+        """As `sama.decode.sessions.Session.reset`: an empty packet ends whatever the parser is in the middle of.
+
+        Flagging the next packet as a discontinuity does not: torchcodec's authors found that neither way of doing it
+        drops the frames before (their `BetaCudaDeviceInterface::flush`).
+        """
+        rounds = 0
+        while self.pending and rounds <= FLUSH_ROUNDS:
+            rounds += 1
+            self._send(-1, b"", "")
+        if self.pending:
+            raise DecodeError("", "the GPU's decoder does not come to an end")
+
+    def close(self) -> None:
+        """As `sama.decode.sessions.Session.close`."""
+        with suppress(Exception), current_device(self.device):
+            self.decoder = None
+
+    def _send(self, n: int, data: bytes, path: str) -> list[tuple[int, Any]]:
+        """Number and surface of the frames that come out once `data` has gone in; none is left after empty data.
+
+        The surfaces are the decoder's own, which it overwrites in the next call.
+        """
+        if not data and not self.pending:
+            return []
         packet = PyNvVideoCodec.PacketData()
         memory = np.frombuffer(data, np.uint8)  # read by the call below, not later
         if data:
-            packet.bsl_data, packet.bsl, packet.pts = memory.ctypes.data, len(data), n
-        with self._current(), torch.cuda.stream(self.stream) if self.stream else nullcontext():
-            try:
-                surfaces = self.decoder.Decode(packet)
-                numbered = [(surface.getPTS(), surface) for surface in surfaces]
-                frames = [(k, torch.from_dlpack(surface).clone()) for k, surface in numbered if k in wanted]
-            except Exception as error:
-                reason = f"the GPU's decoder failed at the packet of frame {n} ({error})"
-                raise DecodeError(self.info.path, reason) from error
-        if self.stream and frames:
-            current = torch.cuda.current_stream(self.device)
-            current.wait_stream(self.stream)
-            for _, frame in frames:
+            self.sent += 1
+            packet.bsl_data, packet.bsl, packet.pts = memory.ctypes.data, len(data), self.sent
+        try:
+            with self._current():
+                surfaces = [(surface.getPTS(), surface) for surface in self.decoder.Decode(packet)]
+        except Exception as error:
+            at = f"at the packet of frame {n}" if data else "at the end of a run"
+            # without what it refers to, or the decoder would go on living as long as the error
+            raise DecodeError(path, f"the GPU's decoder failed {at} ({error})") from without_traceback(error)
+        self.pending = bool(data or surfaces)
+        return surfaces
+
+    def _copy(self, surface: Any, path: str) -> torch.Tensor:
+        """A surface in memory of its own, ready for the stream that is current."""
+        try:
+            with self._current():
+                frame = torch.from_dlpack(surface).clone()
+            if self.stream:
+                current = torch.cuda.current_stream(self.device)
+                current.wait_stream(self.stream)
                 frame.record_stream(current)
-        return bool(numbered), frames
+        except Exception as error:
+            raise DecodeError(path, f"a frame cannot be copied out of the GPU's decoder ({error})") from error
+        return frame
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """This session's device and stream as the current ones of this thread."""
+        with current_device(self.device), torch.cuda.stream(self.stream) if self.stream else nullcontext():
+            yield
+
+
+def current_device(device: torch.device) -> AbstractContextManager[object]:
+    """torch's CUDA context as the current one of this thread."""
+    if device.type != "cuda":
+        return nullcontext()
+    torch.cuda.current_stream(device).query()  # makes the context, where there is none yet
+    return torch.cuda.device(device)
+
+
+@cache
+def engines(device: torch.device) -> int:
+    """Decoding engines of a GPU as the library reports them, `DEFAULT_ENGINES` where it does not."""
+    try:
+        return int(PyNvVideoCodec.GetDecoderCaps(gpuid=device.index or 0)["num_decoder_engines"]) or DEFAULT_ENGINES
+    except Exception:  # the library raises RuntimeError and types of its own
+        return DEFAULT_ENGINES
+
+
+def sessions(device: torch.device) -> int:
+    """How many files are decoded at one time on a GPU."""
+    return SESSIONS_PER_ENGINE * engines(device)
+
+
+def workers(device: torch.device) -> int:
+    """Threads that keep the sessions of a GPU busy: half as many more open the next files in the meantime."""
+    return sessions(device) * 3 // 2
+
+
+@cache
+def pool(device: torch.device) -> SessionPool[SessionKey, NvcodecSession]:
+    """The sessions of a GPU, shared by all threads; those not in use are closed when the program ends."""
+    made: SessionPool[SessionKey, NvcodecSession] = SessionPool(NvcodecSession, limit=sessions(device))
+    atexit.register(made.clear)
+    return made
 
 
 def _filter(codec: str, source: Source) -> Callable[[av.Packet], list[av.Packet]]:
@@ -179,5 +317,7 @@ def refusal(video: PyavVideo, device: torch.device) -> str | None:
         return "its colour matrix is neither BT.601 nor BT.709"
     if video.index is None:
         return "its time stamps do not tell which frames it has"
+    if not all(video.index.packets[key].is_entry for key in video.index.keys):
+        return "decoding cannot begin at each of its key frames (gradual refresh)"
     capability = torch.cuda.get_device_capability(device)
     return gpu_decodable(video.info.codec, video.info.pix_fmt, *video.decoded_size, capability=capability)

@@ -11,13 +11,14 @@ ten seconds, a second for half an hour. Nothing less gives exact numbers at a va
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any, Literal
 
 import av
@@ -26,6 +27,7 @@ import numpy as np
 from av.container import Flags
 from av.stream import Disposition
 
+from sama.decode.nal import hevc_layer, is_entry, nal_length, picture_of
 from sama.errors import DecodeError
 
 MAX_THREADS = 4
@@ -46,8 +48,12 @@ LENIENT_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__ve
 CONTAINERS = (
     *("asf", "avi", "dv", "flv", "gxf", "ivf", "kux", "live_flv", "lxf", "matroska", "mov", "mpeg", "mpegts", "mxf"),
     *("nsv", "nut", "nuv", "obu", "ogg", "pva", "rm", "swf", "ty", "webm", "wtv", "yuv4mpegpipe"),
-    *("cine", "dhav", "film_cpk", "mtv", "r3d", "rpl", "ser", "vivo", "wc3movie"),  # cameras, players
-    *("4xm", "bink", "ea", "flic", "idcin", "ipmovie", "roq", "smk", "thp", "vmd", "xmv", "yop"),  # games
+    # cameras, recorders, players
+    *("cine", "dhav", "film_cpk", "filmstrip", "fits", "hxvs", "ifv", "iv8", "ivr", "lmlm4", "luodat", "moflex", "mtv"),
+    *("mv", "mxg", "nc", "pmp", "r3d", "rpl", "ser", "smjpeg", "vivo", "wc3movie"),
+    # games
+    *("4xm", "bethsoftvid", "bfi", "bink", "cdxl", "dxa", "ea", "flic", "idcin", "ipmovie", "mods", "paf", "psxstr"),
+    *("rl2", "roq", "sga", "siff", "smk", "smush", "thp", "tiertexseq", "usm", "vmd", "wsvqa", "xmv", "yop"),
     # streams without a container
     *("apv", "av1", "avs2", "avs3", "cavsvideo", "dirac", "dnxhd", "evc", "h261", "h263", "h264", "hevc", "ingenient"),
     *("m4v", "mjpeg", "mjpeg_2000", "mpegvideo", "mpjpeg", "vc1", "vc1test", "vvc"),
@@ -71,7 +77,10 @@ KIND_BYTES = 4096
 
 @dataclass(frozen=True)
 class Packet:
-    """What the index needs of one packet. pts and duration are in the stream's time base, None where unknown."""
+    """What the index needs of one packet. pts and duration are in the stream's time base, None where unknown.
+
+    is_entry: a key packet that decoding can begin at, see `sama.decode.nal.is_entry`
+    """
 
     pts: int | None
     duration: int | None
@@ -80,6 +89,7 @@ class Packet:
     is_shown: bool
     is_damaged: bool
     is_stateful: bool
+    is_entry: bool
     layer: int
 
 
@@ -162,6 +172,29 @@ class PacketIndex:
     def frame_of_packet(self, number: int) -> int:
         """The number of the frame that a packet shows, -1 where it shows none."""
         return self.frame_of_pts[self.pts[number]] if self.packets[number].is_shown else -1
+
+    def unneeded(self, run: Run, codec: str, length: int) -> Callable[[int, memoryview], bool]:
+        """A function of a packet of a run, `(number, data)`: whether every wanted frame is decoded the same without it.
+
+        length: as `sama.decode.nal.nal_length` gives it
+        Left out are pictures that are not wanted and that no wanted one can depend on: those of a layer above all
+        wanted ones that follow, non-reference pictures of the layer of these, and HEVC's leading pictures of the key
+        picture that the run begins with, which cannot be decoded from there.
+        """
+        wanted = sorted(self.packet_of_frame[n] for n in run.frames)
+        layers = [self.packets[number].layer for number in wanted]
+        highest = list(accumulate(reversed(layers), max))[::-1]
+
+        def is_unneeded(number: int, data: memoryview) -> bool:
+            at = bisect_left(wanted, number)
+            if number == run.first or at == len(wanted) or wanted[at] == number:
+                return False
+            picture = picture_of(codec, data, length)
+            if picture.is_leading and self.pts[number] < self.pts[run.first]:
+                return True
+            return picture.layer > highest[at] or (picture.layer == highest[at] and not picture.is_reference)
+
+        return is_unneeded
 
     def bytes_between(self, first: int, last: int) -> int:
         """Size of packets `first..last - 1`."""
@@ -271,7 +304,7 @@ def read_packets(source: Source) -> tuple[list[Packet], av.VideoFrame | None]:
     """All packets of a source at its beginning, and the first frame that can be decoded, None where there is none."""
     packets: list[Packet] = []
     first: list[av.VideoFrame] = []
-    nal_length = hevc_nal_length(source.context.extradata) if source.codec == "hevc" else 0
+    length = nal_length(source.codec, source.context.extradata)
     for number, packet in source.packets():
         if not first:
             first = (source.decode_alone(packet) if number == 0 else []) or source.decode(packet)
@@ -285,7 +318,8 @@ def read_packets(source: Source) -> tuple[list[Packet], av.VideoFrame | None]:
                 is_shown=not (hidden or packet.is_discard),
                 is_damaged=packet.is_corrupt,
                 is_stateful=packet.is_keyframe and any(packet.has_sidedata(kind) for kind in STATEFUL_SIDE_DATA),
-                layer=hevc_layer(memoryview(packet), nal_length) if source.codec == "hevc" else 0,
+                is_entry=packet.is_keyframe and is_entry(source.codec, memoryview(packet), length),
+                layer=hevc_layer(memoryview(packet), length) if source.codec == "hevc" else 0,
             )
         )
     first = first or source.decode(None)
@@ -297,28 +331,6 @@ def default_threads(context: av.VideoCodecContext) -> int:
     components = context.format.components if context.format else ()
     frame_bytes = sum(part.width * part.height * (2 if part.bits > 8 else 1) for part in components)
     return max(1, min(MAX_THREADS, os.cpu_count() or 1, THREAD_BYTES // max(frame_bytes, 1)))
-
-
-def hevc_nal_length(extradata: bytes | None) -> int:
-    """Bytes of the length before each unit in MP4 and Matroska (ISO 14496-15, 8.3.3.1); 0: start codes instead."""
-    return (extradata[21] & 3) + 1 if extradata and len(extradata) > 21 and extradata[0] == 1 else 0
-
-
-def hevc_layer(data: memoryview, nal_length: int) -> int:
-    """Temporal layer of a picture. One in a lower layer may be marked unused and still serve the layers above."""
-    at = 0
-    while True:
-        if nal_length:
-            start = at + nal_length
-            at = start + int.from_bytes(data[at:start])
-        else:
-            start = at = bytes(data).find(b"\0\0\1", at) + 3
-            if start < 3:
-                return 0
-        if start + 2 > len(data):
-            return 0
-        if (data[start] >> 1) & 63 < 32:  # a slice of the picture
-            return (data[start + 1] & 7) - 1
 
 
 def frame_seconds(pts: Sequence[int | None], source: Source) -> np.ndarray:
@@ -359,6 +371,8 @@ def open_container(path: str) -> av.container.InputContainer:
             reason = "it ends before its first frame"
         elif kind := kind_of(path, start, recognised=isinstance(error, av.error.ArgumentError)):
             reason = f"{kind}, not a video"
+        elif isinstance(error, av.error.ArgumentError):
+            reason = "in a format that is not read here: only formats that hold their own media are"
         elif start[4:8] == b"ftyp":
             reason = "an MP4 or MOV file cut short or damaged: its table of contents (moov) cannot be read"
         else:
@@ -373,13 +387,22 @@ def kind_of(path: str, start: bytes, *, recognised: bool) -> str | None:
 
     recognised: FFmpeg knows its format, and that is not on the list
     """
-    is_text = b"\0" not in start
+    is_text = is_utf8(start)
     for kind, mark in OTHER_KINDS.items():
         if is_text and re.search(mark, start):
             return kind
     if recognised and re.search(r"%\d*d", path):
         return "a name that stands for many pictures (image2)"
-    return "a text file" if recognised and is_text else None
+    return "a text file" if is_text else None
+
+
+def is_utf8(start: bytes) -> bool:
+    """Whether the first bytes of a file are text, maybe cut within a character."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in start
 
 
 def video_stream(path: str, container: av.container.InputContainer) -> av.video.stream.VideoStream:

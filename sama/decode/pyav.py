@@ -19,6 +19,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from sama.decode import VideoInfo
+from sama.decode.nal import nal_length, parameter_sets
 from sama.decode.packets import PacketIndex, Source, check_file, frame_seconds, read_packets
 from sama.errors import DecodeError, InputError
 from sama.frames import Frame, Matrix
@@ -42,6 +43,7 @@ class PyavVideo:
     matrix         of the colours; None: neither BT.601 nor BT.709
     full_range     of the colours
     num_streams    video streams, cover pictures counted
+    sequence       parameter sets as `sama.decode.nal.parameter_sets` gives them
     """
 
     decoder = "pyav"
@@ -71,6 +73,7 @@ class PyavVideo:
         self.decoded_size = first.width, first.height
         self.matrix, self.full_range = color_of(first)
         self.num_streams = len(source.container.streams.video)
+        self.sequence = parameter_sets(source.codec, source.context.extradata)
         self.index = PacketIndex.of(packets, source, first)
         pts: Sequence[int | None]
         if self.index is None:
@@ -190,8 +193,9 @@ class PyavVideo:
     def packets(self, wanted: list[int]) -> Generator[tuple[int, Source, av.Packet | None], None, None]:
         """What a decoder other than FFmpeg's needs for `wanted` (increasing numbers), in file order.
 
-        Yields `(n, source, packet)`, where n is the frame that the packet shows, -1 for none; packet is None where
-        packets are left out before the next one. InputError where the file has no index.
+        Yields `(n, source, packet)`, where n is the frame that the packet shows, -1 for none; packet is None where the
+        next one begins another run. Packets of a run that no wanted frame needs are left out (`PacketIndex.unneeded`).
+        InputError where the file has no index.
         """
         index = self.index
         if index is None:
@@ -204,8 +208,9 @@ class PyavVideo:
                 if run.first != end:
                     yield -1, source, None
                 end = run.last + 1
+                is_unneeded = index.unneeded(run, source.codec, nal_length(source.codec, source.context.extradata))
                 for number, packet in source.packets():
-                    if number >= run.first:
+                    if number >= run.first and not is_unneeded(number, memoryview(packet)):
                         yield index.frame_of_packet(number), source, packet
                     if number >= run.last:
                         break

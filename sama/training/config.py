@@ -1,6 +1,6 @@
-"""What a training run is told: dataclasses, filled from a YAML file and from the command line (`python -m sama.train`).
+"""The settings of a training run: dataclasses, filled from a YAML file and the command line (`python -m sama.train`).
 
-Shipped files lie in `sama/configs/`; each begins with what it costs, what it gives, and the command.
+The shipped files are in `sama/configs/`; each begins with its cost, its result and the exact command.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sama.errors import InputError
 class LabelledSet:
     """A further labelled set to score.
 
-    labels: label file; root: the folder its entries are relative to (None: its own); name: in the report
+    labels: label file; root: folder that its entries are relative to, None for its own; name: of the set in the report
     label: as in `Data`
     """
 
@@ -28,26 +28,26 @@ class LabelledSet:
 
 @dataclass(frozen=True)
 class Data:
-    """What is learnt from.
+    """The labelled files to train, validate and test on.
 
-    labels: label file of any form that `sama.data` reads
-    root: the folder its entries are relative to; None is the label file's own
+    labels: label file of any form that `sama.labels` reads
+    root: folder that its entries are relative to; None is the label file's own
     label: column of the label file to learn, of a CSV; "" is the one that its form tells (mos, vmaf, ...)
     demo: make a set of photographs, clips and collages, degraded (`sama.corpus`), instead of reading labels: "small" or
         "full"; of images for an image model; "" does not
-    demo_folder: where that set is kept, with its size added to the name
+    demo_folder: folder for that set; its size is added to the name
     split: "column" takes the label file's own column `split`; "protocol" a random 80/20 split by content; "all" trains
         on everything and validates on nothing
     split_number: of the protocol
     train, val, test: names in the column `split`
     tests: further sets, each by its name
-    validate: the sets that are scored each `evaluate_every` epochs, of "val", "test" and the names of `tests`; the
-        others are scored once training is over. The first of them chooses the best checkpoint and gives the
-        calibration. Test sets here are what published results do, whose best epochs flatter
-    scale: what the labels' scale is called in the checkpoint's calibration; "" is the label file's name
-    augment: mirror inputs and turn them over a diagonal
-    standardise: learn from the training labels brought to mean 0 and deviation 1: an image model that starts from
-        random weights would spend its time on finding their scale; the calibration brings scores back to it
+    validate: names of the sets to score every `evaluate_every` epochs, of "val", "test" and those of `tests`; the
+        others are scored after the last epoch. The first one chooses the best checkpoint and gives the calibration.
+        Published results validate on their test sets, so that their best epochs flatter
+    scale: name of the labels' scale in the checkpoint's calibration; "" is the label file's name
+    augment: mirror inputs, and transpose square ones, at random
+    standardise: train on labels brought to mean 0 and deviation 1. An image model that starts from random weights would
+        otherwise spend its time on finding their scale; the calibration brings scores back to it
     """
 
     labels: str = ""
@@ -73,11 +73,12 @@ class Model:
 
     kind: "video" (Swin3D-T with GRPB) or "image" (Swin V2-T)
     size: "tiny", the published one, or "nano", for a laptop
-    weights: checkpoint to start from, of any source that `sama weights` knows; "" starts from random weights
-    whiten: let the patch embedding start as a whitening of the training set's patches, for a video model that starts
-        from random weights: details, a thousandth of the power of a patch, weigh as much as its brightness
-    drop_path, dropout: stochastic depth of the last block, dropout of the head and of a nano model's scene statistics
-    checkpointing: less memory, more time
+    weights: checkpoint to start from, of any source that `sama weights` reads, or "packaged"; "" starts from random
+        weights
+    whiten: start the patch embedding as a whitening of the training set's patches, so that details, a thousandth of the
+        power of a patch, weigh as much as its brightness; for a video model that starts from random weights
+    drop_path: stochastic depth of the last block; dropout: of the head and of a nano model's scene statistics
+    checkpointing: recompute activations in the backward pass, for less memory and more time
     scale_bias, scale_excitation: the paper's scale encodings (a) and (b), of the video model
     tokens: false makes a nano video model of `SceneStatistics` alone, without a backbone
     """
@@ -96,10 +97,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Sampling:
-    """From files to inputs; the published settings. grid and fragment of images are 8x8 of 32x32.
+    """From files to inputs. The defaults are the published ones for videos; images take a grid of 8x8.
 
-    clip_len, interval: frames of a clip, and how far apart they are
-    num_clips: clips a file in evaluation; training takes one
+    mode: sampling mode; grid, fragment: fragments (rows, columns) and their pixels (rows, columns)
+    clip_len, interval: number of frames of a clip, and their distance in frames
+    num_clips: clips of each file in evaluation; training takes one
     """
 
     mode: str = "sama"
@@ -114,15 +116,15 @@ class Sampling:
 class Optim:
     """The optimiser: AdamW.
 
-    batch: files in a step, over all ranks, before accumulation; at least 2 videos, since their losses compare them
-    accumulate: batches in a step of the optimiser; the losses stay those of each batch
-    statistics_epochs: so many of the first epochs train only a nano video model's `SceneStatistics`, which is quick
-    lr: of all but the backbone; backbone_lr: times that, for the backbone
-    warmup_epochs: of n steps, of which step k, from 0 on, has (k + 1) / (n + 1) of the rate
+    batch: files in a batch, over all ranks; at least 2 videos, since their losses compare them
+    accumulate: batches in a step of the optimiser; each batch has its own loss
+    statistics_epochs: first epochs that train only the `SceneStatistics` of a nano video model, which is quick
+    lr: learning rate of all but the backbone; backbone_lr: factor of it for the backbone
+    warmup_epochs: length of the warm-up; of its n steps, step k (from 0 on) has (k + 1) / (n + 1) of the rate
     schedule: after the warm-up: "cosine" to 0, or "constant"
-    clip_norm: gradients are scaled down to this norm; 0 does not
-    ema: decay of the averaged weights, which are what is evaluated and kept; 0 averages nothing
-    rank_weight: of the rank loss beside the PLCC loss, for videos
+    clip_norm: largest norm of the gradients, which are scaled down to it; 0 sets no limit
+    ema: decay of the averaged weights, which are evaluated and saved; 0 averages nothing
+    rank_weight: weight of the rank loss beside the PLCC loss, for videos
     """
 
     epochs: int = 30
@@ -141,10 +143,9 @@ class Optim:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Runs in turn, with the same budget each, and a table of them at the end. Empty: one run.
+    """Several runs, one after the other, and a table of them at the end; one run for each combination of these lists.
 
-    samplings: settings of `sampling` to compare, as "mode" or "mode GRIDxGRID FRAGMENTxFRAGMENT"
-    seeds, split_numbers: of the runs
+    samplings: as "mode" or "mode ROWSxCOLUMNS ROWSxCOLUMNS" (grid, fragment); seeds; split_numbers: of the protocol
     """
 
     samplings: list[str] = field(default_factory=list)
@@ -159,12 +160,12 @@ class Config:
     out: folder for checkpoints, logs and the report
     seed: of initial weights, order, draws and dropout
     device: "auto" is the GPU where there is one; dtype: of the forward pass; compile: with torch.compile
-    workers: files decoded at the same time; null is the number of cores, at most 16
-    decoder: as `sama score --decoder`
+    workers: number of files decoded at the same time; null is the number of cores, at most 16
+    decoder: as for `sama score --decoder`
     evaluate_every: epochs between two validations; the last epoch is always validated
-    checkpoint_minutes: between two checkpoints within an epoch; each epoch ends with one
-    resume: go on from `out`'s last checkpoint, if there is one; otherwise `out` must be new. Exactly, on a CPU; another
-        number of ranks, device or decoder is allowed, and said
+    checkpoint_minutes: time between two resume points within an epoch; each epoch ends with one
+    resume: continue from the resume point in `out`, if there is one; otherwise `out` must be new. On a CPU the result
+        is that of an uninterrupted run; with another number of ranks, device or decoder nearly so, with a message
     """
 
     data: Data = field(default_factory=Data)
@@ -183,7 +184,7 @@ class Config:
     checkpoint_minutes: float = 10.0
     resume: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         optim = self.optim
         for name, value, least in (
             ("optim.epochs", optim.epochs, 1),
@@ -195,9 +196,26 @@ class Config:
             ("sampling.clip_len", self.sampling.clip_len, 1),
             ("sampling.interval", self.sampling.interval, 1),
             ("optim.clip_norm", optim.clip_norm, 0),
+            ("optim.lr", optim.lr, 0),
+            ("optim.backbone_lr", optim.backbone_lr, 0),
+            ("optim.weight_decay", optim.weight_decay, 0),
+            ("optim.warmup_epochs", optim.warmup_epochs, 0),
+            ("optim.rank_weight", optim.rank_weight, 0),
+            ("data.split_number", self.data.split_number, 0),
+            ("workers", 1 if self.workers is None else self.workers, 1),
+            ("checkpoint_minutes", self.checkpoint_minutes, 0),
+            *(("seed", seed, 0) for seed in (self.seed, *self.sweep.seeds)),
+            *(("sweep.split_numbers", number, 0) for number in self.sweep.split_numbers),
         ):
-            if value < least:
+            if not value >= least:
                 raise InputError(f"{name} must be at least {least}; got {value}")
+        for name, share in (
+            ("optim.ema", optim.ema),
+            ("model.dropout", self.model.dropout),
+            ("model.drop_path", self.model.drop_path),
+        ):
+            if not 0 <= share < 1:
+                raise InputError(f"{name} must be in [0, 1); got {share}")
         check_decoder(self.decoder)
         if self.model.whiten and (self.model.weights or self.model.kind != "video"):
             raise InputError("model.whiten is for a video model that starts from random weights, without model.weights")
@@ -216,8 +234,6 @@ class Config:
                 "optim.statistics_epochs must be fewer than optim.epochs, so that the backbone learns too; got "
                 f"{optim.statistics_epochs} and {optim.epochs}: give both (model.tokens false leaves the backbone out)"
             )
-        if not 0 <= optim.ema < 1:
-            raise InputError(f"optim.ema must be in [0, 1); got {optim.ema}")
         if bool(self.data.labels) == bool(self.data.demo):
             raise InputError(
                 "data.labels (a label file) or data.demo (small, full) says what to learn from, one of them; got "

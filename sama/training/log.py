@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sama.errors import InputError
+from sama.errors import InputError, OutputError
 from sama.labels import Item
 from sama.metrics import Metrics, metrics
 
@@ -53,7 +53,10 @@ class Log:
         if not quiet:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(out))
+            try:
+                self.board = SummaryWriter(str(out))
+            except OSError as error:
+                raise OutputError(f"{out} cannot be written for TensorBoard: {error.strerror or error}") from error
             sizes = ", ".join(f"{len(items)} {name}" for name, items in sets.items())
             print(f"{out}: {sizes}; {len(feed)} batches an epoch", file=sys.stderr)
 

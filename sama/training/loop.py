@@ -71,6 +71,8 @@ def train(config: Config) -> dict[str, Any]:
         distributed = DistributedDataParallel(model, find_unused_parameters=some_unused)
     network = distributed or model
     log = Log(out, config, sets, feed, state.failed, quiet=not ranks.first)
+    if ranks.first:
+        print(describe(model, config, ranks), file=sys.stderr)
 
     finals: dict[str, Scored] = {}
     for epoch in range(state.epoch, config.optim.epochs):
@@ -84,6 +86,10 @@ def train(config: Config) -> dict[str, Any]:
                 with seeded(ranks, config.seed, epoch, batch.index), autocast(config, ranks):
                     prediction = predict(network, batch, config, ranks)
                 predictions, labels = ranks.gather(prediction), ranks.gather(batch.labels)
+                if not predictions.isfinite().all():  # the same on all ranks; the last checkpoint stays good
+                    raise InputError(
+                        f"predictions are not finite in epoch {epoch + 1}, batch {batch.index + 1}: lower optim.lr"
+                    )
                 loss = objective(predictions, labels, config)
                 batches = batches_in_step(batch.index, len(feed), config.optim.accumulate)
                 (loss * ranks.world_size / batches).backward()  # gradients are averaged over ranks
@@ -133,6 +139,20 @@ def train(config: Config) -> dict[str, Any]:
         report = write_run_report(out, config, sets, state.history, finals, log.failed)
     ranks.leave()
     return report
+
+
+def describe(model: nn.Module, config: Config, ranks: Ranks) -> str:
+    """What is trained, from what, for how long and where, in a line; a warning where that takes days."""
+    size, kind = config.model.size, config.model.kind
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    start = Path(config.model.weights).name if config.model.weights else "random weights"
+    line = f"{size} {kind} model, {millions:.1f} M parameters, from {start}"
+    line += f"; {config.optim.epochs} epochs on {ranks.device}"
+    if size == "tiny" and ranks.device.type == "cpu":
+        line += (
+            "\nthe tiny model takes seconds for each clip on a CPU; model.size nano is for a laptop (docs/training.md)"
+        )
+    return line
 
 
 def predict(model: nn.Module, batch: Batch, config: Config, ranks: Ranks) -> Tensor:
@@ -243,7 +263,7 @@ def save_model(
         try:
             labels = [items[number].mos for number in scores]
             metadata["calibration"] = calibration("linear", list(scores.values()), labels, scale)
-        except ValueError as error:
+        except InputError as error:
             print(f"{path.name} has no calibration: {error}", file=sys.stderr)
     save_weights(ema, path, metadata=metadata)
 

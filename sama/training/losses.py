@@ -7,7 +7,8 @@ Where the formulas divide by nothing they are defined here, and gradients are fi
     constant labels         PLCC loss 1/8, rank loss 0, no gradient but rounding
     constant predictions    PLCC loss 1/4, rank loss 0; the gradient pulls towards the labels, as if their spread were 1
 
-A label or a prediction that is not finite is a ValueError, never a loss. That check waits for the tensors' device.
+A label or a prediction that is not finite raises `InputError`, and never becomes a loss. That check waits for the
+device of the tensors.
 """
 
 from __future__ import annotations

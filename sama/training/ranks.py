@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sama.devices import pick_device
+from sama.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,15 @@ class Ranks:
         if world_size == 1:
             return cls(0, 1, chosen)
         if chosen.type == "cuda" and chosen.index is None:
-            chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(chosen)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+            try:
+                dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+            except ValueError as error:  # an environment variable that torchrun sets is missing
+                raise InputError(
+                    f"{world_size} processes cannot be joined ({error}): start them by torchrun"
+                ) from error
         return cls(dist.get_rank(), world_size, chosen)
 
     @classmethod

@@ -16,6 +16,7 @@ from sama.errors import InputError
 from sama.feed import Feed
 from sama.kernels.layout import PATCH, OutputLayout, fits_patches, is_patches
 from sama.labels import Item, leakage, named_split, protocol_split, read_labels, with_split
+from sama.model import find_weights
 from sama.models import ImageQuality, VideoQuality, load_weights
 from sama.models.swin3d import cut_patches
 from sama.sampler import ImageSampler, VideoSampler
@@ -132,7 +133,7 @@ def make_model(config: Config) -> VideoQuality | ImageQuality:
                 **common,
             )
     if settings.weights:
-        print(load_weights(model, settings.weights), file=sys.stderr)
+        print(load_weights(model, find_weights(settings.weights)), file=sys.stderr)
     return model
 
 

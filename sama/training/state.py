@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import pickle
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -50,6 +49,7 @@ class State:
     tensors: dict[str, Any] = field(default_factory=dict)
 
 
+TENSORS = ("model", "ema", "optimizer", "schedule")
 SAVED_FIELDS = ("epoch", "batch", "history", "losses", "failed", "digest", "where")
 
 
@@ -83,10 +83,7 @@ def read_state(out: Path, config: Config, sets: Mapping[str, Sequence[Item]], ra
         return State(digest=digest_of(sets), where=where)
     if not config.resume:
         raise InputError(f"{out} holds a run already: resume it with --resume true, or give another --out")
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} is damaged, so the run cannot be resumed ({error}): give another --out") from error
+    saved = _load(path)
     settings = settings_of(config)
     if saved["config"] != settings:
         differing = [key for key in settings if saved["config"].get(key) != settings[key]]
@@ -97,6 +94,22 @@ def read_state(out: Path, config: Config, sets: Mapping[str, Sequence[Item]], ra
     if changed and ranks.first:
         print(f"{out} is resumed, but not exactly as it would have ended: {'; '.join(changed)}", file=sys.stderr)
     return State(**{name: saved[name] for name in SAVED_FIELDS} | {"where": where}, tensors=saved)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The content of a resume point; `InputError` where it is damaged or none."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if missing := {"config", *SAVED_FIELDS, *TENSORS} - {*saved}:
+            raise KeyError(f"it lacks {', '.join(sorted(missing))}")
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file raises different errors at different places
+        what = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise InputError(
+            f"{path} is damaged or no resume point, so the run cannot be resumed ({what}): give another --out"
+        ) from error
+    return saved
 
 
 def save_state(
