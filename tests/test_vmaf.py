@@ -1,4 +1,4 @@
-"""VMAF as the label, against libvmaf run from files, and the FFmpeg program: what it lacks, how it fails, that it ends."""
+"""VMAF as the label, against libvmaf run from files; the FFmpeg program: what it lacks, how it fails, that it ends."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def test_labels_are_those_of_libvmaf_run_from_files(ffmpeg, clip, tmp_path):
     labeller = VmafLabeller(ffmpeg)
     row = labeller.label(clip, shown)
     assert tuple(row) == labeller.columns
-    raw = "-f rawvideo -pixel_format yuv420p -video_size 320x240".split()
+    raw = ["-f", "rawvideo", "-pixel_format", "yuv420p", "-video_size", "320x240"]
     clip.tofile(tmp_path / "reference")
     shown.tofile(tmp_path / "shown")
     inputs = [*raw, "-i", "file:shown", *raw, "-i", "file:reference"]
