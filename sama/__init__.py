@@ -41,9 +41,9 @@ _HOMES = {
     "score": "sama.model",
 }
 _MODULES = (
-    *("check", "corpus", "decode", "devices", "errors", "evaluate", "evaluation", "feed", "files", "frames"),
-    *("inspection", "journal", "kernels", "labels", "metrics", "model", "models", "plan", "sampler", "scoring"),
-    *("train", "training"),
+    *("backends", "check", "corpus", "decode", "devices", "errors", "evaluate", "evaluation", "evaluation_report"),
+    *("feed", "figures", "files", "frames", "inspection", "journal", "kernels", "labels", "metrics", "model", "models"),
+    *("plan", "prefetch", "sampler", "scoring", "terminal", "train", "training"),
 )
 
 __all__ = ["__version__", *_HOMES]
