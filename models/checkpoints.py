@@ -75,7 +75,7 @@ def load_weights(model: Model, weights: str | os.PathLike[str] | Mapping[str, An
     """
     checkpoint = _read(weights)
     source = _recognise(checkpoint)
-    if source.kind != model.kind:
+    if source.kind != model.kind and source.mark != _PICO:
         raise CheckpointError(
             f"{checkpoint.name} is of {_an(source.kind)} model ({source.name}), got {_an(model.kind)} model: "
             f"load it into {MODELS[source.kind].__name__}"
@@ -236,6 +236,7 @@ def _replace_prefix(name: str, prefixes: dict[str, str]) -> str | None:
     return None
 
 
+_PICO = "backbone.stem.filters.weight"
 _V2 = "layers.0.blocks.0.attn.logit_scale"
 _SOURCES = (  # the first whose mark a file has
     _Source(OWN, "video", "backbone.patch_embed.proj.weight", _own, ndim=2),
@@ -252,6 +253,8 @@ _SOURCES = (  # the first whose mark a file has
 
 
 def _recognise(checkpoint: _Checkpoint) -> _Source:
+    if _PICO in checkpoint.tensors:  # the same names in both kinds of model
+        return _Source(OWN, str(checkpoint.metadata.get("kind", "video")), _PICO, _own)
     for source in _SOURCES:
         marked = checkpoint.tensors.get(source.mark)
         if marked is not None and source.ndim in (None, marked.ndim):

@@ -5,13 +5,18 @@ The backbone (Liu et al., arXiv 2111.09883) is timm's.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from sama.kernels.layout import PATCH
 from sama.models.heads import TokenHead, by_sample
+from sama.models.swin3d import SIZES as VIDEO_SIZES
+from sama.models.swin3d import Swin3D, cut_patches, initialise
 
 IMAGE = 256  # pixels a side
+STILL: dict[str, Any] = {"grid": (8, 8), "scale_bias": False, "scale_steps": None}  # of a pico network
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
     "nano": {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)},
@@ -21,7 +26,9 @@ SIZES: dict[str, dict[str, Any]] = {
 class ImageQuality(nn.Module):
     """Scores images: Swin V2-T (window 8, 256 x 256) and a head on every token.
 
-    `size` is "tiny" (timm's `swinv2_tiny_window8_256`, 28 M parameters) or "nano" (2.2 M, to train on a laptop).
+    `size` is "tiny" (timm's `swinv2_tiny_window8_256`, 28 M parameters), "nano" (2.2 M, to train on a laptop) or "pico"
+    (1.4 M, the packaged one). A pico model is the video model of that size on an image that stands still for a pair of
+    frames, so that each can start from the other's weights.
     `drop_path` is the stochastic depth of the last block, `dropout` that of the head.
     `checkpointing` recomputes every block in the backward pass, which needs less memory and more time.
 
@@ -33,7 +40,7 @@ class ImageQuality(nn.Module):
 
     def __init__(
         self,
-        size: Literal["tiny", "nano"] = "tiny",
+        size: Literal["tiny", "nano", "pico"] = "tiny",
         *,
         drop_path: float = 0.1,
         dropout: float = 0.5,
@@ -42,10 +49,16 @@ class ImageQuality(nn.Module):
         from timm.models.swin_transformer_v2 import SwinTransformerV2
 
         super().__init__()
-        if size not in SIZES:
-            raise ValueError(f"got {size = }, expected one of {', '.join(map(repr, SIZES))}")
+        if size not in (*SIZES, "pico"):
+            raise ValueError(f"got {size = }, expected one of {', '.join(map(repr, (*SIZES, 'pico')))}")
         self.size = size
         self.options = {"drop_path": drop_path, "dropout": dropout}
+        self.backbone: Any
+        if size == "pico":
+            self.backbone = Swin3D(**VIDEO_SIZES[size], drop_path=drop_path, checkpointing=checkpointing, **STILL)
+            self.head = TokenHead(self.backbone.width, dropout=dropout)
+            self.apply(partial(initialise, narrow=True))
+            return
         self.backbone = SwinTransformerV2(
             img_size=IMAGE, window_size=8, num_classes=0, drop_path_rate=drop_path, **SIZES[size]
         )
@@ -67,4 +80,7 @@ class ImageQuality(nn.Module):
     def _tokens(self, x: Tensor) -> Tensor:
         if x.shape[1:] != (3, IMAGE, IMAGE) or len(x) == 0:
             raise ValueError(f"got {tuple(x.shape) = }, expected [B, 3, {IMAGE}, {IMAGE}]")
+        if isinstance(self.backbone, Swin3D):
+            still = x[:, :, None].expand(-1, -1, PATCH[0], -1, -1)
+            return self.backbone(cut_patches(still), patches=True).flatten(1, 3)
         return self.backbone.forward_features(x).flatten(1, 2)

@@ -19,6 +19,7 @@ from sama.kernels.layout import PATCH, PATCH_VALUES, ceil_div, is_patches
 from sama.models.attention import Attention, Bias
 from sama.models.heads import TokenHead, by_sample, exactly, plain_cpu
 from sama.models.statistics import SceneStatistics
+from sama.models.stem import FragmentStem
 from sama.models.windows import WINDOW, Windows, end_padding, window_rows
 
 CHUNK = 3136  # tokens a block works on at a time on the CPU, so that what it computes stays in the cache
@@ -27,6 +28,7 @@ BRANCH = 0.2  # initial size of what a block of a narrow network adds to its inp
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"dim": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)},
     "nano": {"dim": 32, "depths": (2, 2, 2, 2), "heads": (1, 2, 4, 8), "hidden": 2 * PATCH_VALUES},
+    "pico": {"dim": 48, "depths": (2, 2, 2), "heads": (2, 4, 8), "stem": (32, 64)},
 }
 
 
@@ -242,11 +244,13 @@ class Swin3D(nn.Module):
         drop_path: float,
         checkpointing: bool,
         hidden: int = 0,
+        stem: tuple[int, int] | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         rates = iter(drop_path * i / (sum(depths) - 1) for i in range(sum(depths)))
-        self.patch_embed = PatchEmbed(dim, hidden)
+        self.patch_embed = None if stem else PatchEmbed(dim, hidden)
+        self.stem = FragmentStem(dim, stem, options["grid"]) if stem else None
         self.layers = nn.ModuleList(
             Stage(
                 dim * 2**i,
@@ -263,7 +267,10 @@ class Swin3D(nn.Module):
 
     def forward(self, x: Tensor, *, patches: bool) -> Tensor:
         """Tokens `[B, T/2, H/32, W/32, width]`, sizes rounded up."""
-        x = self.patch_embed(x, patches=patches)
+        if self.stem is not None:
+            x = self.stem(x if patches else cut_patches(x))
+        elif self.patch_embed is not None:
+            x = self.patch_embed(x, patches=patches)
         for layer in self.layers:
             x = layer(x)
         return self.norm(x)
@@ -272,8 +279,9 @@ class Swin3D(nn.Module):
 class VideoQuality(nn.Module):
     """Scores clips: Swin3D-T with GRPB and a head on every token.
 
-    `size` is "tiny" (the published model, 28 M parameters) or "nano" (2.4 M, to train on a laptop). A nano model adds
-    the score of `SceneStatistics` to the value of each token.
+    `size` is "tiny" (the published model, 28 M parameters), "nano" (2.4 M, to train on a laptop) or "pico" (1.3 M, the
+    packaged one). A nano model adds the score of `SceneStatistics` to the value of each token. A pico model has three
+    stages behind a convolutional stem (`FragmentStem`), and one value for each fragment of 32x32 pixels.
     `grid` is the number of fragments in height and width that the sampler lays out.
     `scale_bias` and `scale_excitation` are the paper's scale encodings (a) and (b); with the latter the model takes
     clips of `2 * scale_steps` frames only.
@@ -294,7 +302,7 @@ class VideoQuality(nn.Module):
 
     def __init__(
         self,
-        size: Literal["tiny", "nano"] = "tiny",
+        size: Literal["tiny", "nano", "pico"] = "tiny",
         *,
         grid: tuple[int, int] = (7, 7),
         scale_bias: bool = False,
@@ -334,7 +342,7 @@ class VideoQuality(nn.Module):
             self.head = TokenHead(self.backbone.width, dropout=dropout)
         if size == "nano":
             self.statistics = SceneStatistics(grid=(rows, columns), dropout=dropout)
-        self.apply(partial(_initialise, narrow=size == "nano"))
+        self.apply(partial(initialise, narrow=size != "tiny"))
         if self.head is not None and self.statistics is not None:
             nn.init.zeros_(self.head.fc_last.weight)  # the statistics alone give the score of an untrained model
 
@@ -350,11 +358,13 @@ class VideoQuality(nn.Module):
 
     def _map(self, x: Tensor, patches: bool) -> Tensor:
         """Values of tokens, `[B, T/2, H/32, W/32, 1]`, or `[B, T/2, 1, 1, 1]` without tokens."""
-        if self.statistics is None:
+        if self.statistics is None and self.size != "pico":
             return self._token_values(x, patches)
         odd = not patches and x.shape[2] % PATCH[0]
         whole = torch.cat([x, x[:, :, -1:]], 2) if odd else x  # zeros after the last frame would count as a change
         whole = whole if patches else cut_patches(whole)
+        if self.statistics is None:
+            return self._token_values(whole, True)
         by_statistics = self.statistics(whole)[:, None, None, None, None]
         if self.backbone is None or self.without_tokens:
             return by_statistics.expand(-1, whole.shape[1], 1, 1, 1)
@@ -396,7 +406,7 @@ class VideoQuality(nn.Module):
         return patches
 
 
-def _initialise(module: nn.Module, *, narrow: bool) -> None:
+def initialise(module: nn.Module, *, narrow: bool) -> None:
     """Initial weights of a module: of deviation 0.02, as published, or for a narrow network.
 
     With 0.02 the signal would vanish in a narrow network. There a deviation of `inputs ** -0.5` makes each layer keep
@@ -410,6 +420,8 @@ def _initialise(module: nn.Module, *, narrow: bool) -> None:
         nn.init.zeros_(module.fc2.weight)
     elif isinstance(module, Attention):
         nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+    elif isinstance(module, FragmentStem):
+        module.start()
     if isinstance(module, PatchEmbed) and module.mix is not None:
         nn.init.normal_(module.mix.bias)  # gives the norm of the first block something to relate strengths to
     if narrow and isinstance(module, Attention | Mlp):  # `apply` has come to its layers before

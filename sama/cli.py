@@ -254,7 +254,8 @@ def print_rows(
     """Print every row as it comes, and append it to the journal; returns the number of files that failed."""
     failed = 0
     scale = model.scale and printable(model.scale)
-    columns = [f"{'score':>9}", *([f"{scale:>7}"] if scale else []), f"{'size':>9}", f"{'frames':>7}", "file"]
+    score = printable(model.score_scale or "score")
+    columns = [f"{score:>9}", *([f"{scale:>7}"] if scale else []), f"{'size':>9}", f"{'frames':>7}", "file"]
     print("  ".join(columns))
     with progress_bar("scoring") as progress:
         progress(0, len(paths))
@@ -262,7 +263,7 @@ def print_rows(
             if journal:
                 journal.add(row)
             failed += row.status != "ok"
-            print(as_line(row, scale), flush=True)
+            print(as_line(row, scale, model.score_scale), flush=True)
             progress(done, len(paths))
     scored = len(paths) - failed
     print(f"{scored} scored, {failed} failed; scores by {model.name}; {model.settings}", file=sys.stderr)
@@ -270,13 +271,16 @@ def print_rows(
     return failed
 
 
-def as_line(row: Row, scale: str | None) -> str:
-    """A row on the terminal. scale: the name of the scale that scores are calibrated to, or None"""
+def as_line(row: Row, scale: str | None, score_scale: str | None = None) -> str:
+    """A row on the terminal. scale: the name of the scale that scores are calibrated to, or None; score_scale: that of
+    the score itself"""
     path = printable(row.path)
+    width = max(9, len(printable(score_scale or "")))
     if row.status != "ok":
-        return f"{'error':>9}  {path}: {printable(row.reason)}"
+        return f"{'error':>{width}}  {path}: {printable(row.reason)}"
     calibrated = f"{row.mos:{max(7, len(scale))}.3f}  " if scale else ""
-    return f"{row.score:9.5f}  {calibrated}{f'{row.width}x{row.height}':>9}  {row.frames:7}  {path}"
+    score = f"{row.score:{width}.2f}" if score_scale else f"{row.score:9.5f}"
+    return f"{score}  {calibrated}{f'{row.width}x{row.height}':>9}  {row.frames:7}  {path}"
 
 
 def inspect(options: Namespace) -> int:
@@ -378,7 +382,7 @@ def weights(options: Namespace) -> int:
 def load(options: Namespace, paths: Sequence[str]) -> QualityModel:
     """The model that the options ask for, described on standard error. paths: whose kind random weights follow"""
     from sama.files import IMAGE_SUFFIXES, expand, suffix
-    from sama.model import load_model, random_model
+    from sama.model import load_model, packaged_for, random_model
 
     settings = {"dtype": options.dtype, "compile": options.compile}
     if options.random_weights:
@@ -388,7 +392,10 @@ def load(options: Namespace, paths: Sequence[str]) -> QualityModel:
         )
         model = random_model(kind, options.device, mode=options.mode or "sama", **settings)
     else:
-        model = load_model(options.weights, options.device, mode=options.mode, **settings)
+        chosen = options.weights
+        if chosen is None and "-" not in paths:
+            chosen = packaged_for(expand(paths))
+        model = load_model(chosen, options.device, mode=options.mode, **settings)
     print(f"model: {model.name}; {model.settings}; {model.device}", file=sys.stderr)
     if model.report:
         print(model.report, file=sys.stderr)

@@ -80,6 +80,7 @@ class Feed:
     decoder: as `sama.open_video`
     device: of x and labels in a batch
     budget_bytes: of decoded frames held at one time; one file is always let through, however large
+    rotate: images in training are turned by a random angle, as published; that hides fine detail from the model
     InputError for no files, a size below 1, an unknown decoder, or a number of labels other than that of the files.
     """
 
@@ -101,6 +102,7 @@ class Feed:
         decoder: str = "auto",
         device: str | torch.device = "cpu",
         budget_bytes: int = BUDGET_BYTES,
+        rotate: bool = True,
     ):
         self.files = [os.fsdecode(path) for path in files]
         if not self.files:
@@ -130,6 +132,7 @@ class Feed:
         self.workers = workers or min(MAX_WORKERS, cores)
         self.threads = max(1, cores // self.workers)
         self.decoder, self.device, self.budget_bytes = decoder, torch.device(device), budget_bytes
+        self.rotate = rotate
         self.meter = Meter()
         self.decoders: Counter[str] = Counter()
 
@@ -279,7 +282,8 @@ class Feed:
             check_kind(path, "image")
             image = read_image(path)
             self.decoders["pillow"] += 1
-            return sampler(image, train=self.train, generator=self._generator(number, epoch))
+            angle = None if self.rotate or not self.train else 0.0
+            return sampler(image, train=self.train, angle=angle, generator=self._generator(number, epoch))
         check_kind(path, "video")
 
         def read(video: Video) -> torch.Tensor:

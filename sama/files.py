@@ -77,7 +77,7 @@ def check_kind(path: str | os.PathLike[str], kind: str) -> None:
     may move can be either."""
     other, what = (IMAGE_SUFFIXES, "an image") if kind == "video" else (VIDEO_SUFFIXES, "a video")
     if suffix(path) in other - MOVING_SUFFIXES and os.path.isfile(path):
-        hint = "; an image model scores it (--weights)" if kind == "video" else ""
+        hint = "; an image model scores it (--weights packaged-image)" if kind == "video" else ""
         raise DecodeError(os.fsdecode(path), f"is {what}; the model scores {kind}s{hint}")
 
 

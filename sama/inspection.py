@@ -63,7 +63,8 @@ def draw(
     mos, scale = model.mos(float(np.mean(values)))
     calibrated = f", {mos:.2f} on the scale of {scale}" if mos is not None else ""
     name = printable(os.path.basename(os.fsdecode(path)))
-    title = f"{name}: {np.mean(values):.4f}{calibrated}\n{model.name}; {model.describe(every_seconds)}"
+    of = f" ({model.score_scale})" if model.score_scale else ""
+    title = f"{name}: {np.mean(values):.4f}{of}{calibrated}\n{model.name}; {model.describe(every_seconds)}"
     figure.suptitle(title, fontsize=9, parse_math=False)
     save_figure(figure, out)
 

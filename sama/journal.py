@@ -26,7 +26,8 @@ class Row:
     """The scores of one file, or the reason why there are none.
 
     path: as the user named the file; status: "ok", or "error" with the `reason`
-    score: on the model's own scale; mos: on the scale named `mos_scale`, where the checkpoint is calibrated to one
+    score: on the model's own scale, whose name is `scale` where it has one
+    mos: on the scale named `mos_scale`, where the checkpoint is calibrated to one
     clips, times: for each clip its score, and the time of its middle frame in seconds
     frames, width, height, duration (seconds), fps: of the file; decoder: which one read it
     seconds: spent on this file, in decoding, sampling and the model
@@ -50,6 +51,7 @@ class Row:
     model: str = ""
     settings: str = ""
     reason: str = ""
+    scale: str = ""
 
 
 class Journal:
@@ -206,7 +208,7 @@ def _row(entry: dict[str, Any], path: Path) -> Row:
     except TypeError as error:
         raise OutputError(f"{path} has other columns than `sama score` writes ({error})") from error
     numbers = (row.score, row.mos, row.duration, row.fps, row.seconds, *row.clips, *row.times)
-    texts = (row.path, row.status, row.model, row.settings, row.reason)
+    texts = (row.path, row.status, row.model, row.settings, row.reason, row.scale)
     if not (
         all(value is None or isinstance(value, int | float) for value in numbers)
         and all(isinstance(value, str) for value in texts)

@@ -23,7 +23,7 @@ from sama.decode import decode_with
 from sama.decode.images import read_image
 from sama.devices import pick_device
 from sama.errors import CheckpointError, InputError, MissingFileError, NoWeightsError
-from sama.files import check_kind
+from sama.files import IMAGE_SUFFIXES, check_kind, suffix
 from sama.kernels.layout import OutputLayout, fits_patches
 from sama.models import ImageQuality, LoadReport, VideoQuality
 from sama.plan import frame_indices
@@ -32,8 +32,10 @@ from sama.sampler import ImageSampler, VideoSampler
 if TYPE_CHECKING:
     from sama.decode import Video
 
-PACKAGED = "packaged"  # the name of the packaged model, where a file of weights can be given
+PACKAGED = "packaged"  # the name of the packaged model for videos, where a file of weights can be given
+PACKAGED_IMAGE = "packaged-image"
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
+DEFAULT_IMAGE_WEIGHTS = Path(__file__).parent / "weights" / "default-image.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 REQUIRED = {  # of a checkpoint's metadata
     "video": ("mode", "grid", "fragment", "clip_len", "interval", "num_clips"),
@@ -49,11 +51,12 @@ WHERE_TO_GET_WEIGHTS = """checkpoints that this program reads, and where their a
 class Result:
     """The quality of one video or image.
 
-    score     the model's own scale, higher is better
+    score     on the model's own scale, `scale` where that has a name; higher is better
     clips     one score a clip; `score` is their mean
     timeline  (seconds, score) of every clip, at its middle frame; empty where there is no time
     mos       `score` on the scale of the data set `mos_scale`, where the checkpoint carries a calibration, else None
     frames, width, height   of the source, as displayed
+    scale     name of the scale of `score`, such as "VMAF v0.6.1" for the packaged models; None where it has none
     """
 
     score: float
@@ -64,6 +67,7 @@ class Result:
     height: int
     mos: float | None = None
     mos_scale: str | None = None
+    scale: str | None = None
 
 
 def load_model(
@@ -76,7 +80,8 @@ def load_model(
 ) -> QualityModel:
     """The model of a checkpoint, on a device, with the sampler it was trained with.
 
-    weights: a checkpoint of any source that `sama.models.build` reads; None or "packaged" is the packaged model
+    weights: a checkpoint of any source that `sama.models.build` reads; None or "packaged" is the packaged model for
+        videos, "packaged-image" that for images
     device: "auto" is the GPU where there is one, else the CPU; "cpu", "cuda", "cuda:1", ...
     mode: sampling mode in place of the checkpoint's
     dtype: "float32", or "bfloat16" or "float16" for autocast
@@ -104,20 +109,28 @@ def load_model(
 
 
 def find_weights(weights: str | os.PathLike[str] | None) -> Path:
-    """The file that a user means: None and "packaged" are the model that comes with the package.
+    """The file that a user means: None and "packaged" are the model for videos that comes with the package,
+    "packaged-image" is that for images.
 
     `MissingFileError` where there is none, `NoWeightsError` where the packaged one is not there.
     """
-    if weights is not None and (os.fspath(weights) != PACKAGED or os.path.exists(weights)):
+    packaged = {None: DEFAULT_WEIGHTS, PACKAGED: DEFAULT_WEIGHTS, PACKAGED_IMAGE: DEFAULT_IMAGE_WEIGHTS}
+    name = None if weights is None else os.fspath(weights)
+    if weights is not None and (name not in packaged or os.path.exists(weights)):
         if not os.path.exists(weights):
             raise MissingFileError(os.fspath(weights))
         return Path(weights)
-    if not DEFAULT_WEIGHTS.exists():
+    if not packaged[name].exists():
         raise NoWeightsError(
-            f"the packaged model is not there ({DEFAULT_WEIGHTS}): install again, or give weights.\n"
+            f"the packaged model is not there ({packaged[name]}): install again, or give weights.\n"
             f"{WHERE_TO_GET_WEIGHTS}"
         )
-    return DEFAULT_WEIGHTS
+    return packaged[name]
+
+
+def packaged_for(paths: Sequence[str | os.PathLike[str]]) -> str:
+    """The name of the packaged model for some files: that for images where all of them are images."""
+    return PACKAGED_IMAGE if paths and all(suffix(path) in IMAGE_SUFFIXES for path in paths) else PACKAGED
 
 
 def score(
@@ -135,12 +148,17 @@ def score(
     r.score, r.clips, r.timeline
 
     source: a file, or pixels, uint8 [T, H, W, 3] of a video, [H, W, 3] of an image with an image model
-    weights, device: as for `load_model`; by default the packaged model for videos
+    weights, device: as for `load_model`; by default the packaged model for what the source is
     every_seconds: score one clip in each window of this length, instead of a few of the whole video
     fps: frames per second of pixels, for their timeline; decoder: as for `sama.open_video`
     Raises what `load_model` raises, and `sama.DecodeError` for a file that cannot be read. A model is loaded at every
     call: to score several files, load it once with `load_model`, or use the command `sama score`.
     """
+    if weights is None:
+        if isinstance(source, np.ndarray | torch.Tensor):
+            weights = PACKAGED_IMAGE if source.ndim == 3 else PACKAGED
+        else:
+            weights = packaged_for([source])
     return load_model(weights, device).score(source, every_seconds=every_seconds, fps=fps, decoder=decoder)
 
 
@@ -182,6 +200,13 @@ def check_metadata(metadata: Mapping[str, Any], name: str) -> None:
             good, expected = counts and len(sizes) == (2 if pair else 1), "two sizes" if pair else "a number from 1 on"
         if not good:
             raise CheckpointError(f"{name}: its metadata say {key} = {value!r}, expected {expected}")
+    scale = metadata.get("scale")
+    if scale is not None and not (
+        isinstance(scale, dict)
+        and isinstance(scale.get("name"), str)
+        and all(isinstance(scale.get(end), int | float) for end in ("least", "most"))
+    ):
+        raise CheckpointError(f"{name}: its metadata say scale = {scale!r}, expected a name, least and most")
     calibration = metadata.get("calibration")
     if not calibration:
         return
@@ -232,6 +257,7 @@ class QualityModel:
 
     def __repr__(self) -> str:
         scale = f", calibrated to {self.scale}" if self.scale else ""
+        scale = f", scores in {self.score_scale}" if self.score_scale else scale
         return f"<QualityModel for {self.kind}s: {self.name}; {self.settings}; on {self.device}{scale}>"
 
     @property
@@ -249,6 +275,15 @@ class QualityModel:
         """The name of the labels' scale that the checkpoint is calibrated to, if any."""
         calibration = self.metadata.get("calibration")
         return calibration["scale"] if calibration else None
+
+    @property
+    def score_scale(self) -> str | None:
+        """The name of the scale that scores are on, where the model was made to predict a known one.
+
+        metadata["scale"]: {"name": "VMAF v0.6.1", "least": 0, "most": 100}; each clip's score is kept within
+        """
+        scale = self.metadata.get("scale")
+        return scale["name"] if scale else None
 
     @property
     def default_batch(self) -> int:
@@ -333,7 +368,10 @@ class QualityModel:
             filling = stacked.new_zeros(batch - len(stacked), *stacked.shape[1:])
             stacked = torch.cat([stacked, filling])
         maps = self.token_maps(stacked)[: len(samples)]
-        return maps.flatten(1).double().mean(1).tolist()
+        values: list[float] = maps.flatten(1).double().mean(1).tolist()
+        if scale := self.metadata.get("scale"):
+            values = [min(max(value, scale["least"]), scale["most"]) for value in values]
+        return values
 
     def mos(self, score: float) -> tuple[float | None, str | None]:
         """The score on the scale that the checkpoint is calibrated to, and the name of that scale.
@@ -355,7 +393,8 @@ class QualityModel:
         """The result of a file. values: scores of its clips; seconds: times of their middle frames, or none"""
         score = float(np.mean(values))
         mos, scale = self.mos(score)
-        return Result(score, tuple(values), tuple(zip(map(float, seconds), values)), frames, width, height, mos, scale)
+        timeline = tuple(zip(map(float, seconds), values))
+        return Result(score, tuple(values), timeline, frames, width, height, mos, scale, self.score_scale)
 
     def score(
         self,

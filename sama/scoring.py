@@ -72,6 +72,7 @@ def score_files(
         for file, item in events:
             if item is BEGUN:
                 file.row.model, file.row.settings = model.name, settings
+                file.row.scale = model.score_scale or ""
                 waiting.append(file)
             elif item is RESTART:
                 file.restart()

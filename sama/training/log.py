@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from sama.feed import Batch, Feed
+    from sama.training.cache import CachedFeed
     from sama.training.config import Config
 
 RECENT = 256  # predictions that the progress bar's SROCC is over
@@ -40,7 +41,7 @@ class Log:
         out: Path,
         config: Config,
         sets: Mapping[str, Sequence[Item]],
-        feed: Feed,
+        feed: Feed | CachedFeed,
         failed: dict[str, str],
         *,
         quiet: bool,

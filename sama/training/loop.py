@@ -26,7 +26,8 @@ from sama.feed import Batch, Feed
 from sama.kernels.layout import PATCH, ceil_div, is_patches
 from sama.labels import Item
 from sama.models import ImageQuality, VideoQuality, save_weights
-from sama.training.config import Config
+from sama.training.cache import CachedFeed
+from sama.training.config import Config, frames_of_epoch
 from sama.training.log import Log
 from sama.training.losses import image_loss, video_loss
 from sama.training.ranks import Ranks, seeded
@@ -52,8 +53,8 @@ def train(config: Config) -> dict[str, Any]:
         whiten(model, config, sets["train"], ranks)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=config.optim.weight_decay)
-    feed = make_feed(config, sets["train"], ranks, train=True)
-    feeds = {name: make_feed(config, items, ranks) for name, items in sets.items() if name != "train"}
+    feed = make_feed(config, sets["train"], ranks, name="train", train=True)
+    feeds = {name: make_feed(config, items, ranks, name=name) for name, items in sets.items() if name != "train"}
     validated = [name for name in config.data.validate if name in feeds]
     steps_per_epoch = ceil_div(len(feed), config.optim.accumulate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps_per_epoch, config))
@@ -79,6 +80,8 @@ def train(config: Config) -> dict[str, Any]:
         log.begin(epoch, state.batch, state.losses)
         model.without_tokens = ema.without_tokens = epoch < config.optim.statistics_epochs
         model.train()
+        if isinstance(feed, CachedFeed):
+            feed.frames = frames_of_epoch(config, epoch)
         for batch in feed.epoch(epoch, start=state.batch):
             last = batch.index + 1 == len(feed)
             stepping = last or (batch.index + 1) % config.optim.accumulate == 0
@@ -160,7 +163,8 @@ def predict(model: nn.Module, batch: Batch, config: Config, ranks: Ranks) -> Ten
     if batch.x is None:  # nothing could be read: the other ranks wait for this one's part all the same
         shape = (1, 3, config.sampling.clip_len, 32, 32) if config.model.kind == "video" else (1, 3, 256, 256)
         return model(torch.zeros(shape, device=ranks.device)).flatten()[:0].float()
-    tokens = model(augment(batch.x) if config.data.augment else batch.x)
+    x = augment(batch.x) if config.data.augment else batch.x
+    tokens = model(jitter(x, config.data.jitter) if config.data.jitter else x)
     if config.model.kind == "image":
         return tokens.float().mean(1)
     return tokens.float().mean((1, 3, 4)).sum(1)
@@ -219,8 +223,24 @@ def augment(x: Tensor) -> Tensor:
     return stacked.flatten(-4) if patches else stacked
 
 
+def jitter(x: Tensor, share: float) -> Tensor:
+    """Change contrast, brightness and balance of colours of each input at random. Shapes as in `augment`.
+
+    share: of the contrast, of a deviation of ImageNet and of half of one, at most
+    """
+    count, last = len(x), x.shape[-1]
+    contrast, light, balance = torch.rand(3, count, 3, device=x.device) * 2 - 1
+    scale = 1 + share * contrast[:, :1].expand(-1, 3)
+    offset = share * (light[:, :1] + balance / 2)
+    if is_patches(x.shape):
+        scale, offset = (values.repeat_interleave(last // 3, 1)[:, None, None, None] for values in (scale, offset))
+    else:
+        scale, offset = (values.reshape(count, 3, *[1] * (x.ndim - 2)) for values in (scale, offset))
+    return x * scale + offset
+
+
 @torch.inference_mode()
-def score_feed(model: VideoQuality | ImageQuality, feed: Feed, config: Config, ranks: Ranks) -> Scored:
+def score_feed(model: VideoQuality | ImageQuality, feed: Feed | CachedFeed, config: Config, ranks: Ranks) -> Scored:
     """Score all files of a feed; every rank scores its share and gets the scores of all."""
     model.eval()
     scores: dict[int, float] = {}

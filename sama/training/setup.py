@@ -20,6 +20,7 @@ from sama.model import find_weights
 from sama.models import ImageQuality, VideoQuality, load_weights
 from sama.models.swin3d import cut_patches
 from sama.sampler import ImageSampler, VideoSampler
+from sama.training.cache import CachedFeed
 from sama.training.config import Config, Data
 from sama.training.ranks import Ranks
 
@@ -137,16 +138,40 @@ def make_model(config: Config) -> VideoQuality | ImageQuality:
     return model
 
 
-def make_feed(config: Config, items: Sequence[Item], ranks: Ranks, *, train: bool = False) -> Feed:
-    """The feed of a set; this rank's share of every batch."""
+def make_feed(
+    config: Config, items: Sequence[Item], ranks: Ranks, *, name: str = "", train: bool = False
+) -> Feed | CachedFeed:
+    """The feed of a set; this rank's share of every batch. With a name and `data.cache`, its inputs are sampled once,
+    before this returns, and kept."""
+    if not config.data.cache or not name:
+        return _feed(config, items, ranks, train=train)
+    from tqdm import tqdm
+
+    feed = _feed(config, items, ranks, train=train, normalize=False)
+    if not feed.images and not fits_patches(config.sampling.clip_len, config.sampling.fragment):
+        raise InputError(
+            f"data.cache keeps whole patches of {'x'.join(map(str, PATCH))} (frames, rows, columns); got clips of "
+            f"{config.sampling.clip_len} frames and fragments of {'x'.join(map(str, config.sampling.fragment))}"
+        )
+    quiet = None if ranks.first else True
+    with tqdm(desc=f"sampling {name}", unit="input", leave=False, disable=quiet) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return CachedFeed(feed, config.data.cache, name, draws=config.data.draws, progress=progress)
+
+
+def _feed(config: Config, items: Sequence[Item], ranks: Ranks, *, train: bool = False, normalize: bool = True) -> Feed:
     sampling = config.sampling
     grid, fragment = sampling.grid, sampling.fragment
     sampler: VideoSampler | ImageSampler
     if config.model.kind == "image":
-        sampler, clips = ImageSampler(sampling.mode, grid, fragment), 1
+        sampler, clips = ImageSampler(sampling.mode, grid, fragment, normalize=normalize), 1
     else:
         layout: OutputLayout = "patches" if fits_patches(sampling.clip_len, fragment) else "video"
-        sampler = VideoSampler(sampling.mode, grid, fragment, layout=layout)
+        sampler = VideoSampler(sampling.mode, grid, fragment, normalize=normalize, layout=layout)
         clips = 1 if train else sampling.num_clips
     labels = np.array([item.mos for item in items])
     if train and config.data.standardise:
@@ -166,6 +191,7 @@ def make_feed(config: Config, items: Sequence[Item], ranks: Ranks, *, train: boo
         workers=config.workers,
         decoder=config.decoder,
         device=ranks.device,
+        rotate=config.data.rotate,
     )
 
 
@@ -206,6 +232,7 @@ def whiten(model: VideoQuality, config: Config, items: Sequence[Item], ranks: Ra
     if model.backbone is None:
         return
     embed = model.backbone.patch_embed
+    assert embed is not None
     if embed.mix is None:
         weight = weight[torch.linspace(len(weight) - 1, 0, embed.proj.out_features).round().long()]
     else:

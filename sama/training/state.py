@@ -25,6 +25,11 @@ RESUMABLE = frozenset(
     {"out", "device", "workers", "decoder", "checkpoint_minutes", "resume", "sweep"},
 )
 
+ADDED: dict[str, dict[str, Any]] = {  # settings that 0.1.0 did not have, and what stands for not having them
+    "data": {"jitter": 0.0, "rotate": True, "cache": "", "draws": 1},
+    "optim": {"curriculum": []},
+}
+
 
 @dataclass
 class State:
@@ -59,6 +64,10 @@ def settings_of(config: Config) -> dict[str, Any]:
     Those that older versions did not have are left out at their default, so that their runs can be resumed.
     """
     settings = {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key not in RESUMABLE}
+    for group, added in ADDED.items():
+        for name, default in added.items():
+            if settings[group][name] == default:
+                del settings[group][name]
     for labelled in (settings["data"], *settings["data"]["tests"]):
         if not labelled["label"]:
             del labelled["label"]
