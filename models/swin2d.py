@@ -16,7 +16,8 @@ from sama.models.swin3d import SIZES as VIDEO_SIZES
 from sama.models.swin3d import Swin3D, cut_patches, initialise
 
 IMAGE = 256  # pixels a side
-STILL: dict[str, Any] = {"grid": (8, 8), "scale_bias": False, "scale_steps": None}  # of a pico network
+TOKEN = 32  # pixels of a token's side
+STILL: dict[str, Any] = {"scale_bias": False, "scale_steps": None}  # of a pico network
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
     "nano": {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)},
@@ -28,7 +29,7 @@ class ImageQuality(nn.Module):
 
     `size` is "tiny" (timm's `swinv2_tiny_window8_256`, 28 M parameters), "nano" (2.2 M, to train on a laptop) or "pico"
     (1.4 M, the packaged one). A pico model is the video model of that size on an image that stands still for a pair of
-    frames, so that each can start from the other's weights.
+    frames, so that each can start from the other's weights; it takes inputs of any `grid` of fragments.
     `drop_path` is the stochastic depth of the last block, `dropout` that of the head.
     `checkpointing` recomputes every block in the backward pass, which needs less memory and more time.
 
@@ -42,6 +43,7 @@ class ImageQuality(nn.Module):
         self,
         size: Literal["tiny", "nano", "pico"] = "tiny",
         *,
+        grid: tuple[int, int] = (8, 8),
         drop_path: float = 0.1,
         dropout: float = 0.5,
         checkpointing: bool = False,
@@ -52,10 +54,17 @@ class ImageQuality(nn.Module):
         if size not in (*SIZES, "pico"):
             raise ValueError(f"got {size = }, expected one of {', '.join(map(repr, (*SIZES, 'pico')))}")
         self.size = size
+        rows, columns = grid
+        if rows != columns or (size != "pico" and rows != IMAGE // TOKEN):
+            raise ValueError(f"got {grid = } for a {size} model, expected a square one, of 8x8 unless it is pico")
         self.options = {"drop_path": drop_path, "dropout": dropout}
+        if size == "pico":
+            self.options["grid"] = (rows, columns)
         self.backbone: Any
         if size == "pico":
-            self.backbone = Swin3D(**VIDEO_SIZES[size], drop_path=drop_path, checkpointing=checkpointing, **STILL)
+            self.backbone = Swin3D(
+                **VIDEO_SIZES[size], drop_path=drop_path, checkpointing=checkpointing, grid=(rows, columns), **STILL
+            )
             self.head = TokenHead(self.backbone.width, dropout=dropout)
             self.apply(partial(initialise, narrow=True))
             return
@@ -66,7 +75,10 @@ class ImageQuality(nn.Module):
         self.head = TokenHead(self.backbone.num_features, dropout=dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """One value per token, `[B, 64]`, of normalised images `[B, 3, 256, 256]`; ValueError for any other shape."""
+        """One value per token, `[B, 64]`, of normalised images `[B, 3, 256, 256]`; ValueError for any other shape.
+
+        A pico model has a token for each 32x32 pixels of square images of any such size.
+        """
         return by_sample(self, lambda x: self.head(self._tokens(x)), x).squeeze(-1)
 
     def features(self, x: Tensor) -> Tensor:
@@ -78,8 +90,11 @@ class ImageQuality(nn.Module):
         return self(x).mean(1)
 
     def _tokens(self, x: Tensor) -> Tensor:
-        if x.shape[1:] != (3, IMAGE, IMAGE) or len(x) == 0:
-            raise ValueError(f"got {tuple(x.shape) = }, expected [B, 3, {IMAGE}, {IMAGE}]")
+        side = IMAGE
+        if self.size == "pico" and x.ndim == 4:
+            side = max(x.shape[2] // TOKEN, 1) * TOKEN
+        if x.shape[1:] != (3, side, side) or len(x) == 0:
+            raise ValueError(f"got {tuple(x.shape) = }, expected [B, 3, {side}, {side}]")
         if isinstance(self.backbone, Swin3D):
             still = x[:, :, None].expand(-1, -1, PATCH[0], -1, -1)
             return self.backbone(cut_patches(still), patches=True).flatten(1, 3)

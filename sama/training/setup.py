@@ -122,7 +122,8 @@ def make_model(config: Config) -> VideoQuality | ImageQuality:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if settings.kind == "image":
-            model = ImageQuality(settings.size, **common)
+            grid = {"grid": config.sampling.grid} if settings.size == "pico" else {}
+            model = ImageQuality(settings.size, **grid, **common)
         else:
             model = VideoQuality(
                 settings.size,
