@@ -122,7 +122,7 @@ def make_model(config: Config) -> VideoQuality | ImageQuality:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if settings.kind == "image":
-            grid = {"grid": config.sampling.grid} if settings.size == "pico" else {}
+            grid: dict[str, Any] = {"grid": config.sampling.grid} if settings.size == "pico" else {}
             model = ImageQuality(settings.size, **grid, **common)
         else:
             model = VideoQuality(
