@@ -118,7 +118,9 @@ def _add_corpus(commands: Any) -> None:
     corpus.add_argument("--contents", type=int, default=4, metavar="N", help="contents of a master, at most")
     corpus.add_argument("--versions", type=int, default=16, metavar="N", help="degraded versions of each content")
     corpus.add_argument("--frames", type=int, default=64, metavar="N", help="frames of a clip")
-    corpus.add_argument("--sizes", type=str, default="", metavar="360,720,...", help="rows of clips, 360 to 2160")
+    images = "still images in place of clips, this many of each content (1 where no number follows)"
+    corpus.add_argument("--images", type=int, nargs="?", const=1, default=0, metavar="N", help=images)
+    corpus.add_argument("--sizes", type=str, default="", metavar="360,720,...", help="rows of a frame, 360 to 2160")
     corpus.add_argument("--kinds", type=str, default="", metavar="NAME,...", help="kinds of degradation (all)")
     corpus.add_argument("--unseen", type=str, default="", metavar="NAME,...", help="kinds for the test split only")
     corpus.add_argument("--metrics", type=str, metavar="NAME,...", help="columns beside VMAF (all)")

@@ -18,6 +18,7 @@ and, of anybody's masters, with VMAF as the label (`sama corpus`):
     masters   files judged: masters, or refused
     contents  parts of photographs, filmed, and shots of videos
     kinds     degradations by real encoders and others
+    stills    the same for still images, their files and label
     budget    what a set costs, measured on a sample
     corpus    the whole: plan, set, tables
 

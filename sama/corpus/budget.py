@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sama.corpus.build import Recipe, Version
-from sama.corpus.codec import read_video
+from sama.corpus.build import Recipe, Version, make_version
 from sama.corpus.contents import MasterContent
 from sama.corpus.kinds import resample
 from sama.errors import OutputError
@@ -39,28 +38,30 @@ class Cost:
 
 @dataclass(frozen=True)
 class Prices:
-    """Of each kind, for a million pixels of a clip: seconds of one worker, and bytes. making: seconds of the undegraded
-    frames."""
+    """Of each kind, for a million pixels of a clip or an image: seconds of one worker, and bytes. making: seconds of
+    the undegraded frames."""
 
     seconds: Mapping[str, float]
     size: Mapping[str, float]
     making: float
 
     def cost(self, content: MasterContent, versions: Sequence[Version], num_frames: int, workers: int) -> Cost:
-        """Of all versions of a content."""
+        """Of all versions of a content. num_frames: of each of their files"""
         megapixels = content.width * content.height * num_frames / 1e6
-        seconds = self.making + sum(self.seconds[version.kind] for version in versions)
+        seconds = sum(self.seconds[version.kind] + self.making * (version.kind == "pristine") for version in versions)
         return Cost(seconds * megapixels / workers, sum(self.size[version.kind] for version in versions) * megapixels)
 
 
 def measure(recipe: Recipe, sample: MasterContent, workers: int, progress: Callable[[int, int], None]) -> Prices:
-    """Make and label a short clip of every kind at half of its range, as many at the same time as there are workers."""
+    """Make and label a short clip, or an image, of every kind at half of its range, as many at the same time as there
+    are workers."""
     began = time.perf_counter()
     pixels = min(sample.width * sample.height, SAMPLE_PIXELS)
-    clip = sample.pristine(min(max(SAMPLE_FRAMES, int(SAMPLE_MEGAPIXELS * 1e6 / pixels)), recipe.num_frames))
+    count = max(SAMPLE_FRAMES, int(SAMPLE_MEGAPIXELS * 1e6 / pixels))
+    clip = sample.pristine(1 if recipe.images else min(count, recipe.num_frames))
     making = (time.perf_counter() - began) / (clip.size / 1.5e6)
     scale = np.sqrt(SAMPLE_PIXELS / (sample.width * sample.height))
-    if scale < 1:
+    if scale < 1 and not recipe.images:  # starting programs is much of an image's time, so its size stays
         width, height = (int(length * scale) // 4 * 4 for length in (sample.width, sample.height))
         clip = resample(clip, width, height, Image.Resampling.BOX)
     megapixels = clip.size / 1.5e6
@@ -72,15 +73,15 @@ def measure(recipe: Recipe, sample: MasterContent, workers: int, progress: Calla
         nonlocal done
         began = time.perf_counter()
         kind = recipe.kinds[name]
-        stream = kind.apply(clip, kind.strength(0.5, "train"), sample.name)
-        path = Path(folder, f"{name}.mp4")
-        recipe.write(str(path), stream)
-        label(read_video(str(path)))
+        version = Version(sample.name, 0, name, 0, kind.strength(0.5, "train"))
+        path, _, shown = make_version(recipe, version, clip, Path(folder))
+        label(shown)
         done += 1
         progress(done, len(names))
-        return (time.perf_counter() - began) / megapixels, path.stat().st_size / megapixels
+        return (time.perf_counter() - began) / megapixels, Path(folder, path).stat().st_size / megapixels
 
     with tempfile.TemporaryDirectory(prefix="sama-sample-") as folder, ThreadPoolExecutor(workers) as pool:
+        Path(folder, recipe.folder).mkdir()
         try:
             measured = dict(zip(names, pool.map(one, names)))
         except BaseException:

@@ -27,6 +27,7 @@ from sama.corpus.degrade import Kind
 from sama.errors import DecodeError, FfmpegError, InputError, OutputError
 
 Row = dict[str, Any]
+SUFFIXES = {"jpeg": ".jpg", "webp": ".webp", "avif": ".avif", "jpeg2000": ".jp2"}  # of images; else .png
 
 
 class Content(Protocol):
@@ -92,7 +93,7 @@ class Recipe:
     plan: gives the versions of a content by its name, those of an image together
     kinds: the degradations by name. num_frames: of each content
     images: single frames of each content, this many, evenly spaced; 0 for clips
-    write: encodes a stream into a video file
+    write: encodes a stream into a video file; write_still: its first frame into an image file
     facts: what else a clip's row has, by its content, its stream and its path; fact_columns: the names of that
     stop: ends what workers have under way, where the run is interrupted
     tolerant: versions that cannot be made are left out and listed in `failures.json`, instead of ending the run
@@ -106,6 +107,7 @@ class Recipe:
     num_frames: int
     images: int = 0
     write: Callable[[str, Stream], None] = write_video
+    write_still: Callable[[Path, Stream], None] = write_image
     facts: Callable[[Any, Stream, Path], Mapping[str, Any]] = lambda content, stream, path: {}
     fact_columns: Sequence[str] = ()
     stop: Callable[[], None] = lambda: None
@@ -255,7 +257,7 @@ def _make_row(
     """Make a file; its row."""
     values = {"content": version.name, "kind": version.kind, "strength": version.strength, "split": content.split}
     try:
-        path, stream, shown = _make_version(recipe, version, frames, folder)
+        path, stream, shown = make_version(recipe, version, frames, folder)
         return {"path": path, **label(shown), **values, **recipe.facts(content, stream, folder / path)}
     except (DecodeError, FfmpegError) as error:
         if not recipe.tolerant:
@@ -263,14 +265,14 @@ def _make_row(
         return {**values, "failed": str(error)}
 
 
-def _make_version(recipe: Recipe, version: Version, frames: np.ndarray, folder: Path) -> tuple[str, Stream, np.ndarray]:
+def make_version(recipe: Recipe, version: Version, frames: np.ndarray, folder: Path) -> tuple[str, Stream, np.ndarray]:
     """Write a file; its path in the set, what was encoded, and its frames as they decode."""
     kind = recipe.kinds.get(version.kind)
     stream = kind.apply(frames, version.strength, version.name) if kind else Stream(frames)
     path = f"{recipe.folder}/{version.name}-{version.kind}-{version.number}"
     if recipe.images:
-        path += {"jpeg": ".jpg", "webp": ".webp"}.get(stream.codec, ".png")
-        write_image(folder / path, stream)
+        path += SUFFIXES.get(stream.codec, ".png")
+        recipe.write_still(folder / path, stream)
         return path, stream, read_image(folder / path)
     path += ".mp4"
     recipe.write(str(folder / path), stream)

@@ -78,10 +78,17 @@ class MasterContent:
         return (self._film if self.kind == "photograph" else self._play)(num_frames)
 
     def _film(self, num_frames: int) -> np.ndarray:
-        part = np.ascontiguousarray(_pixels(self.path)[self.box.top : self.box.bottom, self.box.left : self.box.right])
         rng = seeded(self.seed, self.name, "camera")
         pace = float((0.0, rng.uniform(0.05, 0.3), rng.uniform(0.3, 1), 1.0)[rng.integers(4)])
-        planes = yuv_planes(Image.fromarray(part))
+        return self._seen(self._planes(), num_frames, rng, pace)
+
+    def _planes(self) -> list[Image.Image]:
+        """Y, U, V of the photograph's part."""
+        part = _pixels(self.path)[self.box.top : self.box.bottom, self.box.left : self.box.right]
+        return yuv_planes(Image.fromarray(np.ascontiguousarray(part)))
+
+    def _seen(self, planes: list[Image.Image], num_frames: int, rng: np.random.Generator, pace: float) -> np.ndarray:
+        """The photograph's part through a camera that the generator moves."""
         kernel = Image.Resampling.LANCZOS
         return pan(planes, (self.width, self.height), num_frames, rng, scale=1 / self.shrink, pace=pace, kernel=kernel)
 
@@ -103,6 +110,23 @@ class MasterContent:
                 part = np.asarray(picture.resize(target.shape[::-1], Image.Resampling.LANCZOS))
             target[:] = part
         return out
+
+
+class StillContent(MasterContent):
+    """The same for a set of still images."""
+
+    def pristine(self, num_frames: int) -> np.ndarray:
+        """Views of a photograph, each from a place of its own, or frames spread over a shot; nothing in between is
+        made or kept."""
+        if self.kind == "photograph":
+            planes = self._planes()
+            views = [seeded(self.seed, self.name, "view", n) for n in range(num_frames)]
+            return np.concatenate([self._seen(planes, 1, rng, 0.0) for rng in views])
+        length = self.last - self.first + 1
+        places = [self.first + (2 * n + 1) * length // (2 * num_frames) for n in range(num_frames)]
+        with open_video(self.path, decoder="pyav") as video:
+            shown = {place: self._fit(frame) for place, frame in video.frames(sorted(set(places)))}
+        return np.stack([shown[place] for place in places])
 
 
 @lru_cache(maxsize=2)  # parts of one photograph follow each other

@@ -21,11 +21,13 @@ from typing import Any
 from sama.corpus.budget import Prices, check_space, measure, total, within, workers_for
 from sama.corpus.build import Recipe, Version, build
 from sama.corpus.codec import Stream
-from sama.corpus.contents import Box, MasterContent, contents_of, names_of, with_splits
+from sama.corpus.contents import Box, MasterContent, StillContent, contents_of, names_of, with_splits
 from sama.corpus.degrade import Kind, seeded
 from sama.corpus.ffmpeg import Ffmpeg, find_ffmpeg
 from sama.corpus.kinds import ENCODERS, kept, kinds
 from sama.corpus.masters import SIZES, Master, join_groups, judge
+from sama.corpus.stills import StillLabeller, require, still_kinds, write_still
+from sama.corpus.stills import kept as kept_still
 from sama.corpus.vmaf import METRICS, VmafLabeller
 from sama.errors import InputError, MissingLibraryError
 from sama.files import expand, printable, replace_file
@@ -39,13 +41,14 @@ Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 @dataclass(frozen=True)
 class CorpusOptions:
-    """What `sama corpus` is asked for; see its help."""
+    """What `sama corpus` is asked for; see its help. images: of each content, in place of clips; 0 for clips"""
 
     masters: Sequence[str]
     out: str
     versions: int = 16
     contents: int = 4
     frames: int = 64
+    images: int = 0
     sizes: Sequence[int] = SIZES
     kinds: Sequence[str] = ()
     unseen: Sequence[str] = ()
@@ -68,6 +71,8 @@ class CorpusOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"--{name} must be more than 0; got {value}")
+        if self.images < 0:
+            raise InputError(f"--images must be 1 or more, or left out for clips; got {self.images}")
         if wrong := [size for size in self.sizes if not 360 <= size <= 2160]:
             raise InputError(f"--sizes must be 360 to 2160 rows; got {', '.join(map(str, wrong))}")
         if self.split_by not in ("master", "content"):
@@ -77,7 +82,24 @@ class CorpusOptions:
     def request(self) -> dict[str, Any]:
         """What the plan depends on, as plain data."""
         told = {name: value for name, value in asdict(self).items() if name not in RESUMABLE}
+        if not self.images:  # plans of clips are older than the option
+            del told["images"]
         return json.loads(json.dumps(told | {"version": VERSION}))
+
+    @property
+    def file_frames(self) -> int:
+        """Frames of a file of the set."""
+        return 1 if self.images else self.frames
+
+    @property
+    def content_frames(self) -> int:
+        """Undegraded frames that are made of a content."""
+        return self.images or self.frames
+
+    @property
+    def files(self) -> str:
+        """What the files of the set are."""
+        return "images" if self.images else "clips"
 
 
 RESUMABLE = frozenset({"masters", "out", "resume", "dry_run", "workers", "ffmpeg"})
@@ -108,7 +130,8 @@ class Plan:
             return None
         try:
             kept = json.loads(path.read_text())
-            contents = [MasterContent(**content | {"box": Box(*content["box"])}) for content in kept["contents"]]
+            make = StillContent if kept["request"].get("images") else MasterContent
+            contents = [make(**content | {"box": Box(*content["box"])}) for content in kept["contents"]]
             versions = {name: [Version(*version) for version in made] for name, made in kept["versions"].items()}
             return cls(**kept | {"contents": contents, "versions": versions})
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -122,10 +145,6 @@ def make_corpus(options: CorpusOptions, say: Callable[[str], None], bar: Bar) ->
     """
     folder = Path(options.out)
     ffmpeg = find_ffmpeg(options.ffmpeg)
-    known = kinds(ffmpeg)
-    for name in (*options.kinds, *options.unseen):
-        if name not in known:
-            raise InputError(f"unknown kind {name!r}; known: {', '.join(known)}")
     plan = Plan.read(folder / "plan.json")
     if options.resume and not options.masters:
         if plan is None:
@@ -135,13 +154,13 @@ def make_corpus(options: CorpusOptions, say: Callable[[str], None], bar: Bar) ->
         raise InputError("name masters: files or folders of undegraded videos and photographs")
     if find_spec("pyarrow") is None:
         raise MissingLibraryError("labels.parquet takes pyarrow: pip install 'sama-vqa[corpus]'")
-    chosen = {name: kind for name, kind in known.items() if name in {*(options.kinds or known), *options.unseen}}
-    ffmpeg.require(ENCODERS if not options.kinds else _encoders(chosen))
-    labeller = VmafLabeller(ffmpeg, options.metrics)
+    chosen = _chosen(options, ffmpeg)
+    labeller = (StillLabeller if options.images else VmafLabeller)(ffmpeg, options.metrics)
     paths = masters_in(options.masters)
     request = options.request | {"masters": list(options.masters), "files": [_mark(path) for path in paths]}
     if plan is not None and plan.request != request:
-        differing = [name for name in request if plan.request.get(name) != request[name]]
+        names = dict.fromkeys((*request, *plan.request))
+        differing = [name for name in names if plan.request.get(name) != request.get(name)]
         raise InputError(
             f"{folder} holds a set, or the beginning of one, made with other {', '.join(differing)}: "
             f"`sama corpus --resume -o {folder}` goes on with that; or name another folder"
@@ -161,18 +180,18 @@ def make_corpus(options: CorpusOptions, say: Callable[[str], None], bar: Bar) ->
         replace_file(folder / "masters.csv", _as_csv(plan.masters))
         replace_file(folder / "plan.json", json.dumps(plan.as_json(), indent=1).encode())
     else:
-        say(f"{folder} goes on: {len(plan.contents)} contents, {_count(plan)} clips")
+        say(f"{folder} goes on: {len(plan.contents)} contents, {_count(plan)} {options.files}")
         if options.dry_run:
             return None
     recipe = _recipe(options, plan.as_json(), plan.contents, plan.versions, chosen, labeller, ffmpeg)
-    workers = options.workers or workers_for(plan.contents, options.frames)
-    with bar("clips") as progress:
+    workers = options.workers or workers_for(plan.contents, options.content_frames)
+    with bar(options.files) as progress:
         labels = build(folder, recipe, workers=workers, progress=progress)
     write_parquet(labels)
     failures = folder / "failures.json"
     if failures.exists():
         failed = json.loads(failures.read_text())
-        say(f"{len(failed)} clips could not be made, see {failures}; the first: {failed[0]['failed']}")
+        say(f"{len(failed)} {options.files} could not be made, see {failures}; the first: {failed[0]['failed']}")
     return labels
 
 
@@ -224,7 +243,7 @@ def _decide(
     if not contents:
         raise InputError(f"not one of {len(masters)} files is a master: see above (--trust takes what is refused)")
     versions = draw_versions(contents, chosen, options)
-    workers = options.workers or workers_for(contents, options.frames)
+    workers = options.workers or workers_for(contents, options.content_frames)
     recipe = _recipe(options, {}, contents, versions, chosen, labeller, ffmpeg)
     by_pixels = sorted(contents, key=lambda content: content.width * content.height)
     with bar("measuring a sample") as progress:
@@ -235,9 +254,9 @@ def _decide(
     rows = [master.report() | {"contents": made.get(master.path, 0)} for master in masters]
     plan = Plan(request, ffmpeg.version, labeller.libvmaf, rows, contents, versions)
     splits = {split: sum(content.split == split for content in contents) for split in ("train", "val", "test")}
-    say(f"contents: {', '.join(f'{split} {count}' for split, count in splits.items())}; {_count(plan)} clips")
+    say(f"contents: {', '.join(f'{split} {count}' for split, count in splits.items())}; {_count(plan)} {options.files}")
     if not options.dry_run:
-        cost = total([prices.cost(c, versions[c.name], options.frames, workers) for c in contents])
+        cost = total([prices.cost(c, versions[c.name], options.file_frames, workers) for c in contents])
         check_space(Path(options.out), cost.size)
     return plan
 
@@ -271,6 +290,8 @@ def draw_contents(masters: Sequence[Master], options: CorpusOptions) -> list[Mas
         for turn, place in enumerate(rng.permutation(len(drawn))):
             rounds.append((turn, rng.random(), drawn[place]))
     contents = [content for _, _, content in sorted(rounds, key=lambda entry: entry[:2])]
+    if options.images:
+        contents = [StillContent(**vars(content)) for content in contents]
     return [replace(c, group=c.name) for c in contents] if options.split_by == "content" else contents
 
 
@@ -286,16 +307,19 @@ def draw_versions(
     for content in contents:
         test = content.split == "test"
         names = [name for name in chosen if test or name not in options.unseen]
-        of_content = [Version(content.name, 0, "pristine", 0, 0.0)]
-        numbers = dict.fromkeys(names, 0)
-        for _ in range(options.versions):
-            decks[test] = decks[test] or [names[place] for place in rng.permutation(len(names))]
-            name = decks[test].pop()
-            u = (offsets[name] + counts[name] * GOLDEN) % 1
-            counts[name] += 1
-            of_content.append(Version(content.name, 0, name, numbers[name], chosen[name].strength(u, content.split)))
-            numbers[name] += 1
-        versions[content.name] = of_content
+        versions[content.name] = []
+        for view in range(options.images or 1):
+            title = f"{content.name}-{view}" if options.images else content.name
+            versions[content.name].append(Version(title, view, "pristine", 0, 0.0))
+            numbers = dict.fromkeys(names, 0)
+            for _ in range(options.versions):
+                decks[test] = decks[test] or [names[place] for place in rng.permutation(len(names))]
+                name = decks[test].pop()
+                u = (offsets[name] + counts[name] * GOLDEN) % 1
+                counts[name] += 1
+                strength = chosen[name].strength(u, content.split)
+                versions[content.name].append(Version(title, view, name, numbers[name], strength))
+                numbers[name] += 1
     return versions
 
 
@@ -312,12 +336,11 @@ def _afford(
     say: Callable[[str], None],
 ) -> list[MasterContent]:
     """The contents that fit the budget, said with what they cost. `InputError` where not one does."""
-    costs = [prices.cost(content, versions[content.name], options.frames, workers) for content in contents]
+    costs = [prices.cost(content, versions[content.name], options.file_frames, workers) for content in contents]
     whole = total(costs)
-    per_clip = prices.seconds["pristine"]
     say(
         f"measured on a sample: all of it takes about {whole} with {workers} workers "
-        f"({per_clip:.3f} s to write, read and label a megapixel of a clip)"
+        f"({prices.seconds['pristine']:.3f} s to write, read and label a megapixel of {options.files})"
     )
     count = min(within(costs, options.hours, options.gigabytes), options.total or len(costs))
     if not count:
@@ -341,25 +364,50 @@ def _recipe(
 ) -> Recipe:
     def facts(content: MasterContent, stream: Stream, path: Path) -> dict[str, Any]:
         written = " ".join(f"{key}={value}" for key, value in stream.options.items())
-        values = (content.width, content.height, options.frames, os.path.basename(content.path), stream.codec, written)
+        values = (
+            content.width,
+            content.height,
+            options.file_frames,
+            os.path.basename(content.path),
+            stream.codec,
+            written,
+        )
         return dict(zip(FACTS, (*values, path.stat().st_size)))
 
     def write(path: str, stream: Stream) -> None:
         ffmpeg.write_video(path, stream)
 
+    keep = kept_still if options.images else kept
     return Recipe(
         settings,
         contents,
         lambda name: versions[name],
-        {"pristine": Kind(0, 0, "", lambda frames, strength, name: kept(frames)), **chosen},
+        {"pristine": Kind(0, 0, "", lambda frames, strength, name: keep(frames)), **chosen},
         labeller,
-        options.frames,
+        options.content_frames,
+        options.images,
         write=write,
+        write_still=write_still,
         facts=facts,
         fact_columns=FACTS,
         stop=ffmpeg.stop,
         tolerant=True,
     )
+
+
+def _chosen(options: CorpusOptions, ffmpeg: Ffmpeg) -> dict[str, Kind]:
+    """The kinds of a set by name. `InputError` for an unknown name, `MissingLibraryError` where an encoder is
+    missing."""
+    known = still_kinds(ffmpeg) if options.images else kinds(ffmpeg)
+    for name in (*options.kinds, *options.unseen):
+        if name not in known:
+            raise InputError(f"unknown kind {name!r} of {options.files}; known: {', '.join(known)}")
+    chosen = {name: kind for name, kind in known.items() if name in {*(options.kinds or known), *options.unseen}}
+    if options.images:
+        require(chosen, ffmpeg)
+    else:
+        ffmpeg.require(ENCODERS if not options.kinds else _encoders(chosen))
+    return chosen
 
 
 def _encoders(chosen: Mapping[str, Kind]) -> set[str]:

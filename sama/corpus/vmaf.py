@@ -36,7 +36,8 @@ class VmafLabeller:
     vmaf, vmaf_harmonic   0..100, higher is better: arithmetic and harmonic mean over the frames
     vmaf_neg              as `vmaf`, by the model that gives no credit for sharpening: `vmaf` of a sharpened clip is 100
     cambi                 banding, 0 for none; empty for frames whose shorter side is below 216 pixels
-    psnr_hvs              dB; ssim: at most 1; both of luma and, for psnr_hvs, chroma
+    psnr_hvs              dB, empty for frames equal to the reference; ssim: at most 1; both of luma and, for psnr_hvs,
+                          chroma
     aligned               share of frames that show the reference's picture of their own time
     model, pooling, libvmaf   what `vmaf` is: model's name, pooling of frames, libvmaf's version
 
@@ -70,7 +71,8 @@ class VmafLabeller:
             "vmaf_harmonic": round(pooled["vmaf"]["harmonic_mean"], 4),
         }
         for column in self.metrics:
-            row[column] = round(pooled[METRICS[column]]["mean"], 4) if METRICS[column] in pooled else ""
+            value = pooled.get(METRICS[column], {}).get("mean")  # null where infinite
+            row[column] = "" if value is None else round(value, 4)
         matches = register(luma(reference), luma(shown))
         row["aligned"] = round(float((matches == np.arange(len(matches))).mean()), 4)
         return row | {"model": MODEL, "pooling": POOLING, "libvmaf": self.libvmaf}
