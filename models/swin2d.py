@@ -57,7 +57,7 @@ class ImageQuality(nn.Module):
         rows, columns = grid
         if rows != columns or (size != "pico" and rows != IMAGE // TOKEN):
             raise ValueError(f"got {grid = } for a {size} model, expected a square one, of 8x8 unless it is pico")
-        self.options = {"drop_path": drop_path, "dropout": dropout}
+        self.options: dict[str, Any] = {"drop_path": drop_path, "dropout": dropout}
         if size == "pico":
             self.options["grid"] = (rows, columns)
         self.backbone: Any
