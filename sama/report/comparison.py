@@ -21,7 +21,7 @@ import numpy as np
 import sama
 from sama.decode import Video, VideoInfo, check_decoder, decode_with
 from sama.decode.pyav import PyavVideo
-from sama.errors import InputError
+from sama.errors import CheckpointError, InputError
 from sama.files import check_kind, printable
 from sama.report.ladders import Delta, deltas, hull
 from sama.report.matching import Match, find_offset, probes_of
@@ -320,6 +320,8 @@ def noise_of(model: QualityModel, scale: Scale) -> float:
     """Half width of the interval that the model's noise adds, on its scale."""
     given = (model.metadata.get("calibration") or {}).get("noise")
     if given is not None:
+        if not (isinstance(given, int | float) and 0 <= given < math.inf):
+            raise CheckpointError(f"{model.name}: its metadata say calibration noise = {given!r}, expected 0 or more")
         return float(given)
     return 0.0 if scale.low is None or scale.high is None else NOISE_SHARE * (scale.high - scale.low)
 

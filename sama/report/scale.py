@@ -74,7 +74,8 @@ def scale_of_rows(rows: Sequence[Row], model: QualityModel | None) -> Scale:
 def _range(calibration: Mapping[str, Any], name: str) -> tuple[float | None, float | None]:
     given = calibration.get("range")
     if given is not None:
-        if not (isinstance(given, list | tuple) and len(given) == 2 and given[0] < given[1]):
+        numbers = isinstance(given, list | tuple) and all(isinstance(end, int | float) for end in given)
+        if not (numbers and len(given) == 2 and given[0] < given[1]):
             raise CheckpointError(f"{name}: its metadata say calibration range = {given!r}, expected [low, high]")
         return float(given[0]), float(given[1])
     if calibration["kind"] == "logistic":
