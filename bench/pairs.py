@@ -187,7 +187,7 @@ def summary(rows, scale, floor) -> None:
     errors = np.array([row["difference"] - row["vmaf_difference"] for row in rows])
     rmse, most = np.sqrt((errors**2).mean()), np.quantile(abs(errors), 0.95)
     print(f"difference less VMAF's: RMSE {rmse:.1f}, 95 % within {most:.1f}")
-    low, high = scale.limits([])
+    low, high = (0.0, 1.0) if scale.low is None or scale.high is None else (scale.low, scale.high)
     for share in FLOORS:
         noise = share * (high - low)
         found = Counter()

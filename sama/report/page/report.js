@@ -81,7 +81,7 @@ function show(file, node, heading) {
   node.append(el("div", { class: "facts" },
     el("div", { class: "card" },
       el("div", { class: "big " + grade(file.score) }, shown(file.score)),
-      el("div", { class: "quiet" }, data.scale.name),
+      el("div", { class: "quiet" }, `scale “${data.scale.name}”`),
       el("div", { class: "scalebar", "aria-hidden": "true" }, at),
       el("div", { class: "ends small quiet", "aria-hidden": "true" }, el("span", {}, `${shown(data.scale.low)} worst`), el("span", {}, `best ${shown(data.scale.high)}`)),
       files.length > 1 && el("p", { class: "small quiet" }, rank(file)),
