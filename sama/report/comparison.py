@@ -166,7 +166,7 @@ class Comparison:
             return f"no difference: {both}"
         if d.verdict == "undecided":
             which = f" between the best two, {d.other} and {d.first}" if len(self.versions) > 2 else ""
-            return f"no difference can be told{which}: {d.other} scores {self._by(d)} from {d.first}"
+            return f"no difference can be told{which}: {d.other} less {d.first} is {self._by(d)}"
         if d.verdict == "worse":
             d = self.difference(d.other, d.first)
         what = f"the best, ahead of {d.first}" if len(self.versions) > 2 else "better"
