@@ -8,7 +8,7 @@ this mapping serves wheels, and checkouts whose file system has no links.
 from setuptools import setup
 
 setup(
-    packages=["sama", "sama.corpus", "sama.decode", "sama.kernels", "sama.models", "sama.training"],
+    packages=["sama", "sama.corpus", "sama.decode", "sama.kernels", "sama.models", "sama.report", "sama.training"],
     package_dir={"sama": "sama", "sama.kernels": "kernels", "sama.models": "models"},
-    package_data={"sama": ["py.typed", "configs/*.yaml", "weights/*"]},
+    package_data={"sama": ["py.typed", "configs/*.yaml", "weights/*"], "sama.report": ["page/*"]},
 )

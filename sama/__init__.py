@@ -43,7 +43,7 @@ _HOMES = {
 _MODULES = (
     *("backends", "check", "corpus", "decode", "devices", "errors", "evaluate", "evaluation", "evaluation_report"),
     *("feed", "figures", "files", "frames", "inspection", "journal", "kernels", "labels", "metrics", "model", "models"),
-    *("plan", "prefetch", "sampler", "scoring", "terminal", "train", "training"),
+    *("plan", "prefetch", "report", "sampler", "scoring", "terminal", "train", "training"),
 )
 
 __all__ = ["__version__", *_HOMES]

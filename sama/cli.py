@@ -1,5 +1,5 @@
-"""The command `sama`: score files, inspect one, evaluate scores against labels, make and check data,
-check weights, train."""
+"""The command `sama`: score files, inspect one, report and compare, evaluate scores against labels, make and check
+data, check weights, train."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 import sama
 from sama.errors import InputError, OutputError
 from sama.files import printable
+from sama.report import commands as report
 from sama.terminal import INTERRUPTED, OK, SOME_FAILED, carry_out, progress_bar
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def parser() -> ArgumentParser:
     score.add_argument("--overwrite", action="store_true", help="begin anew although --out exists")
     score.add_argument("--batch", type=int, help="clips that go through the model at once (1 on a CPU, 8 on a GPU)")
     score.add_argument("--workers", type=int, help=SCORING_WORKERS)
+    report.add_score_options(score)
     _add_reading(score)
     _add_model(score)
     commands.add_subcommand("score", score, help="score files")
@@ -50,11 +52,20 @@ def parser() -> ArgumentParser:
     )
     inspect.add_argument("path", metavar="PATH", help="a video or an image")
     inspect.add_argument(
-        "-o", "--out", type=str, default="inspect.png", help="picture to write: .png, .jpg, .pdf or .svg"
+        "-o",
+        "--out",
+        type=str,
+        default="inspect.png",
+        help="picture to write (.png, .jpg, .pdf, .svg) or page (.html)",
     )
     _add_reading(inspect)
     _add_model(inspect)
     commands.add_subcommand("inspect", inspect, help="draw input, quality map and timeline of a file")
+
+    comparing = report.add_compare(commands)
+    _add_decoder(comparing)
+    _add_model(comparing)
+    reporting = report.add_report(commands)
 
     evaluate = ArgumentParser(description="How well scores follow labels: SROCC, PLCC, KROCC, RMSE, with intervals.")
     _add_labels(evaluate)
@@ -101,7 +112,7 @@ def parser() -> ArgumentParser:
     weights = ArgumentParser(description="List what a checkpoint holds and which of its weights fit.")
     weights.add_argument("weights", metavar="FILE", help="a checkpoint")
     commands.add_subcommand("weights", weights, help="list what a checkpoint holds")
-    for command in (main, score, inspect, evaluate, check, demo, weights):
+    for command in (main, score, inspect, comparing, reporting, evaluate, check, demo, weights):
         command.add_argument("--traceback", action="store_true", help="show where an error comes from")
     return main
 
@@ -182,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     commands = {"score": score, "inspect": inspect, "evaluate": evaluate, "data": data, "weights": weights}
     commands |= {"demo-data": demo_data, "corpus": corpus}
+    commands |= {"report": report.report, "compare": compare}
     command, own = commands[options.command], options[options.command]
     return carry_out(lambda: command(own), traceback="--traceback" in arguments)
 
@@ -220,6 +232,7 @@ def score(options: Namespace) -> int:
             failed = sum(row.status != "ok" for row in journal.rows.values())
             hint = "; --retry scores those again" if failed else ""
             print(f"{len(journal.rows)} rows of an earlier run, {failed} of them failed{hint}", file=sys.stderr)
+    outputs = report.Outputs(options, paths, journal, model)
     remaining = journal.remaining(paths) if journal else paths
     meter = Meter()
     rows = score_files(
@@ -233,7 +246,7 @@ def score(options: Namespace) -> int:
     )
     with journal or contextlib.nullcontext(), contextlib.closing(rows):
         try:
-            failed = print_rows(rows, remaining, model, journal, meter)
+            failed = print_rows(outputs.watch(rows), remaining, model, journal, meter)
         except KeyboardInterrupt:
             print(f"\ninterrupted{f'; {journal.kept()}' if journal else ''}", file=sys.stderr)
             return INTERRUPTED
@@ -247,6 +260,7 @@ def score(options: Namespace) -> int:
             failed = sum(journal.rows[path].status != "ok" for path in paths)
             journal.finish(paths)
             print(f"{len(journal.rows)} rows: {options.out}", file=sys.stderr)
+    outputs.write(progress_bar)
     return SOME_FAILED if failed else OK
 
 
@@ -286,13 +300,27 @@ def as_line(row: Row, scale: str | None, score_scale: str | None = None) -> str:
 
 
 def inspect(options: Namespace) -> int:
-    """`sama inspect`: draw the page of a file."""
-    from sama.inspection import draw
-
+    """`sama inspect`: draw the picture or the page of a file."""
+    page = options.out.lower().endswith(report.PAGE_SUFFIXES)
+    if page:
+        report.check_page(options.out)
     model = load(options, [options.path])
-    draw(options.path, model, options.out, every_seconds=options.every, decoder=options.decoder)
+    reading = {"every_seconds": options.every, "decoder": options.decoder}
+    if page:
+        from sama.report.files import report_file
+
+        report_file(options.path, model, options.out, **reading)
+    else:
+        from sama.inspection import draw
+
+        draw(options.path, model, options.out, **reading)
     print(options.out)
     return OK
+
+
+def compare(options: Namespace) -> int:
+    """`sama compare`: compare encodes of one source."""
+    return report.compare(options, load)
 
 
 def evaluate(options: Namespace) -> int:

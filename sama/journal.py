@@ -180,6 +180,7 @@ def read_table(path: Path) -> list[Row]:
             return read_journal(path)
         if path.suffix.lower() == ".json":
             return [_row(entry, path) for entry in json.loads(path.read_bytes())]
+        csv.field_size_limit(1 << 30)  # a timeline of hours is one cell
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             return [_row(_typed(entry), path) for entry in csv.DictReader(file)]
     except (ValueError, AttributeError, TypeError, csv.Error) as error:

@@ -77,7 +77,7 @@ def test_wheel_holds_every_module_and_all_data(archives):
     for folder, package in PACKAGES.items():
         modules = (path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.py"))
         expected |= {f"{package}/{path.as_posix()}" for path in modules}
-    for pattern in ("configs/*.yaml", "weights/*"):
+    for pattern in ("configs/*.yaml", "report/page/*", "weights/*"):
         data = [path.relative_to(ROOT).as_posix() for path in (ROOT / "sama").glob(pattern)]
         assert data
         expected |= set(data)
