@@ -17,7 +17,7 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -78,14 +78,17 @@ def make_clip(size: str, seconds: float, codec: str) -> Path:
         return media.clip_path(media.SIZES[size], seconds, bar.update, codec)
 
 
-def rows(case: str, path: Path, repeats: int, at_once: list[int] | None = None) -> list[Row]:
-    """All rows of one file, printed as they come."""
+def rows(
+    case: str, path: Path, repeats: int, at_once: list[int] | None = None, tried: Sequence[Provider] = ()
+) -> list[Row]:
+    """All rows of one file, printed as they come. tried: the providers, in place of all that there are."""
     on_gpu = torch.cuda.is_available()
     at_once = at_once or ([1, 2, 4, 8, 16] if on_gpu else [1, 2])
     with sama.open_video(path, decoder="pyav") as video:
         info = video.info
     indices = published.plan_indices(info.num_frames, published.CLIPS)
-    providers = runnable(path, [("pyav", "cpu"), ("dali", "cpu"), *([("dali", "cuda"), ("nvcodec", "cuda")] * on_gpu)])
+    every = [("pyav", "cpu"), ("dali", "cpu"), *([("dali", "cuda"), ("nvcodec", "cuda")] * on_gpu)]
+    providers = runnable(path, [*tried] or every)
     print(f"\n{case}: {info.codec} {info.pix_fmt} {info.width}x{info.height}, {info.num_frames} frames")
     found = []
     for count in at_once:

@@ -6,6 +6,7 @@ Run by `python bench/throughput.py --images`. Test images are real photographs, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,15 +41,15 @@ SIZES = (Size("0.2 MP", 512, 384), Size("0.8 MP", 1024, 768), Size("12 MP", 4000
 QUICK = SIZES[2:3]
 
 
-def rows(sizes: tuple[Size, ...], repeats: int) -> list[Row]:
+def rows(sizes: Sequence[Size], repeats: int) -> Iterator[Row]:
     """All figures, printed as they come."""
-    found = []
     for size in sizes:
         path = image_path(size)
         for part in (training_rows, test_rows, file_rows, memory_rows):
-            found += part(f"{size.name} ({size.width}x{size.height})", path, repeats)
-            measure.show([row for row in found if (row.case, row.metric) == (found[-1].case, found[-1].metric)])
-    return found
+            found = part(f"{size.name} ({size.width}x{size.height})", path, repeats)
+            if found:
+                measure.show(found)
+            yield from found
 
 
 def image_path(size: Size) -> Path:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -72,6 +72,9 @@ def processor() -> str:
 
 
 def commit() -> str:
+    """Of this checkout; SAMA_COMMIT says it where files came without their history."""
+    if "SAMA_COMMIT" in os.environ:
+        return os.environ["SAMA_COMMIT"]
     command = ["git", "describe", "--always", "--dirty"]
     try:
         run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
@@ -144,15 +147,33 @@ def rows(
 
 
 def write(path: Path, rows: Iterable[Row]):
-    """All rows as CSV, each with the environment."""
+    """All rows as CSV, each with the environment, in place of what is there."""
+    path.unlink(missing_ok=True)
+    extend(path, rows)
+
+
+def extend(path: Path, rows: Iterable[Row]):
+    """Append rows to a CSV file, each with the environment."""
     about = environment()
+    for row in rows:
+        short = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in asdict(row).items()}
+        append(path, short | about)
+
+
+def append(path: Path, row: dict[str, object]):
+    """Append a row to a CSV file, which begins with the names of the columns; ValueError where they are others."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)] + list(about))
-        writer.writeheader()
-        for row in rows:
-            short = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in asdict(row).items()}
-            writer.writerow(short | about)
+    begun = path.exists()
+    if begun:
+        with path.open(newline="") as file:
+            columns = next(csv.reader(file))
+        if columns != [*row]:
+            raise ValueError(f"a row for {path.name} has the columns {[*row]}; the rows before have {columns}")
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [*row])
+        if not begun:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def peak_memory(setup: str, work: str) -> float:

@@ -4,6 +4,9 @@ materialised attention; and the whole way from a file to its score. Weights are 
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -14,11 +17,14 @@ import torch
 from torch import Tensor
 
 import sama
+from sama.graphs import Graphs
 from sama.model import random_model
 from sama.models import VideoQuality, attention, swin3d
+from sama.models.precision import DTYPES as PRECISIONS
+from sama.models.precision import computing
 
 BATCHES = {"cpu": (1,), "cuda": (1, 8, 32)}
-DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
+DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": tuple(PRECISIONS)}
 AGREEMENT = 1e-3  # relative, of a score in float32
 
 
@@ -44,39 +50,49 @@ def rows(case: str, path: Path, repeats: int) -> list[measure.Row]:
     return [*forward_rows(repeats), *file_rows(case, path, repeats)]
 
 
-def forward_rows(repeats: int) -> list[measure.Row]:
+def forward_rows(
+    repeats: int, *, size: str = "tiny", shape=(32, 224, 224), batches=None, dtypes=None
+) -> Iterator[measure.Row]:
+    """Clips per second for every batch and precision; on a GPU our network as a recorded graph too."""
     from torchvision.models.video import swin3d_t
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    sync = torch.cuda.synchronize if device == "cuda" else lambda: None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        ours, theirs = VideoQuality("tiny").eval().to(device), swin3d_t().eval().to(device)
-    found = []
-    for batch in BATCHES[device]:
-        x = torch.randn(batch, 3, 32, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
-        for dtype in DTYPES[device]:
-            autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
+        ours, theirs = VideoQuality(size).eval().to(device), swin3d_t().eval().to(device)
+    for batch, dtype in itertools.product(batches or BATCHES[device.type], dtypes or DTYPES[device.type]):
+        x = torch.randn(batch, 3, *shape, generator=torch.Generator().manual_seed(0)).to(device)
 
-            def run(model, port=False, x=x, autocast=autocast):
-                with torch.inference_mode(), autocast, eager_port() if port else contextlib.nullcontext():
-                    return model(x)
+        def run(model, port=False, x=x, dtype=dtype):
+            with computing(dtype, device), eager_port() if port else contextlib.nullcontext():
+                return model(x)
 
-            providers = {
-                "torchvision swin3d_t": lambda run=run: run(theirs),
-                "eager port": lambda run=run: run(ours, port=True),
-                "sama": lambda run=run: run(ours),
-            }
-            if dtype == torch.float32:
-                error = (providers["eager port"]() - providers["sama"]()).norm() / providers["sama"]().norm()
-                if not error <= AGREEMENT:
-                    raise RuntimeError(f"the model is {error:.2g} off its eager port")
-            name = str(dtype).removeprefix("torch.")
-            case = f"batch {batch}, {name}"
-            seconds = measure.timed(f"model, {case}", providers, repeats, sync=sync)
-            work = dict.fromkeys(providers, float(batch))
-            found += measure.rows(case, "model", "clips/s", seconds, work, "torchvision swin3d_t")
-    return found
+        graphs = Graphs(functools.partial(run, ours), ours)
+        calls = {
+            "torchvision swin3d_t": lambda run=run: run(theirs),
+            "eager port": lambda run=run: run(ours, port=True),
+            "sama": lambda run=run: run(ours),
+        }
+        if device.type == "cuda":
+            calls["sama, recorded graph"] = lambda graphs=graphs, x=x: graphs(x)
+        providers = {name: functools.partial(inferred, call) for name, call in calls.items()}
+        if dtype == "float32":
+            error = (providers["eager port"]() - providers["sama"]()).norm() / providers["sama"]().norm()
+            if not error <= AGREEMENT:
+                raise RuntimeError(f"the model is {error:.2g} off its eager port")
+        for _ in range(graphs.WARM_UP if device.type == "cuda" else 0):
+            providers["sama, recorded graph"]()
+        case = f"batch {batch}, {dtype}"
+        seconds = measure.timed(f"model, {case}", providers, repeats, sync=sync)
+        work = dict.fromkeys(providers, float(batch))
+        notes = {"sama, recorded graph": f"not recorded: {graphs.problem}"} if graphs.problem else {}
+        yield from measure.rows(case, "model", "clips/s", seconds, work, "torchvision swin3d_t", **notes)
+
+
+@torch.inference_mode()
+def inferred(call: Callable[[], Tensor]) -> Tensor:
+    return call()
 
 
 def file_rows(case: str, path: Path, repeats: int) -> list[measure.Row]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import baselines
@@ -32,7 +33,7 @@ from sama.backends import MEAN, STD
 from sama.kernels import reference
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="videos to measure with")
     parser.add_argument("--quick", action="store_true", help="one short clip, few repeats: about a minute")
@@ -51,7 +52,7 @@ def main() -> int:
     parser.add_argument(
         "--out", type=Path, help="CSV file (default bench/results/throughput-DEVICE[-quick].csv, or images-...)"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     repeats = options.repeats or (2 if options.quick else 7)
     sizes = (options.sizes or ("1080p" if options.quick else ",".join(media.SIZES))).split(",")
     unknown = sorted(set(sizes) - set(media.SIZES))
@@ -63,52 +64,54 @@ def main() -> int:
         import images
 
         found = images.rows(images.QUICK if options.quick else images.SIZES, repeats)
-        return save(options.out or results("images", options.quick), found)
-    rows = []
+        out = options.out or results("images", options.quick)
+        measure.write(out, found)
+        print(f"\nrows: {out}")
+        return 0
+    out = options.out or results("throughput", options.quick)
+    out.unlink(missing_ok=True)
+
+    def keep(rows: Iterable[Row]) -> None:
+        """Show rows and write them, as soon as they are measured."""
+        rows = list(rows)
+        if rows:
+            measure.show_all(rows)
+            measure.extend(out, rows)
+
+    last = None
     for path in options.files or [make_clip(size, 4 if options.quick else 10) for size in sizes]:
         case = path.name if options.files else path.stem
         try:
-            rows += run_case(case, path, repeats)
+            run_case(case, path, repeats, keep)
             last = case, path
             if not options.quick:
                 import feeding
 
-                found = feeding.feed_rows(case, path, repeats)
-                measure.show(found)
-                rows += found
+                keep(feeding.feed_rows(case, path, repeats))
         except sama.DecodeError as error:
             print(f"skipped: {error}", file=sys.stderr)
-    if not rows:
+    if last is None:
         return 1
     if options.model or (options.model is None and not options.quick):
         import network
 
-        found = network.rows(*last, repeats)
-        measure.show_all(found)
-        rows += found
+        keep(network.rows(*last, repeats))
     if options.train:
         import feeding
 
-        found = feeding.training_rows(*last, repeats)
-        measure.show_all(found)
-        rows += found
+        keep(feeding.training_rows(*last, repeats))
     if options.decoders:
         import decoders
 
         for path in options.files or [decoders.make_clip(*clip) for clip in decoder_clips(sizes, options.quick)]:
-            rows += decoders.rows(path.stem, path, repeats)
-    return save(options.out or results("throughput", options.quick), rows)
+            measure.extend(out, decoders.rows(path.stem, path, repeats))
+    print(f"\nrows: {out}")
+    return 0
 
 
 def results(name: str, quick: bool) -> Path:
     device = measure.environment()["device"].replace(" ", "-")
     return measure.RESULTS / f"{name}-{device}{'-quick' if quick else ''}.csv"
-
-
-def save(out: Path, rows: list[Row]) -> int:
-    measure.write(out, rows)
-    print(f"\nrows: {out}")
-    return 0
 
 
 def decoder_clips(sizes: list[str], quick: bool) -> list[tuple[str, float, str]]:
@@ -124,21 +127,16 @@ def make_clip(name: str, seconds: int) -> Path:
         return media.clip_path(media.SIZES[name], seconds, bar.update)
 
 
-def run_case(case: str, path: Path, repeats: int) -> list[Row]:
-    """All figures of one file, printed as they come."""
+def run_case(case: str, path: Path, repeats: int, keep: Callable[[Iterable[Row]], None]) -> None:
+    """All figures of one file, handed to `keep` as they come."""
     with sama.open_video(path, decoder="pyav") as video:
         info = video.info
     print(
         f"\n{case}: {info.codec} {info.pix_fmt} {info.width}x{info.height}, {info.num_frames} frames; "
         f"a clip is {published.CLIP_LEN} frames, {published.INTERVAL} apart; scoring takes {published.CLIPS} clips"
     )
-    rows = []
     for part in (decode_rows, sample_rows, gpu.sample_rows, end_to_end_rows, memory_rows):
-        found = part(case, path, repeats)
-        if found:
-            rows += found
-            measure.show(found)
-    return rows
+        keep(part(case, path, repeats))
 
 
 def decode_rows(case: str, path: Path, repeats: int) -> list[Row]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sama.kernels.layout import ceil_div
-from sama.models.heads import autocasting, exactly
+from sama.models.heads import autocasting, without_autocast
 from sama.models.windows import WINDOW, Windows
 
 MASKED = -100.0  # the published logit offset between tokens that a shift made neighbours
@@ -167,7 +167,7 @@ def _gradients_by_pieces(qkv: Tensor, bias: Tensor, grad: Tensor) -> tuple[Tenso
     samples = max(1, most // step)
     for some, here in product(range(0, n, samples), range(0, windows, step)):
         place = slice(some, some + samples), slice(here, here + step)
-        with torch.enable_grad(), exactly(qkv):
+        with torch.enable_grad(), without_autocast(qkv):
             part, part_bias = qkv[place].detach().requires_grad_(), bias[place[1]].detach().requires_grad_()
             gradients = torch.autograd.grad(_attend(part, part_bias), (part, part_bias), grad[place])
         dqkv[place] = gradients[0]
@@ -253,6 +253,11 @@ class Attention(nn.Module):
         if apart is not None:
             bias = bias + MASKED * apart[:, None, None, :, None, :]
         return bias.reshape(-1, self.heads, wt * space, wt * space)
+
+
+def kept_biases(model: nn.Module) -> list[Bias]:
+    """The biases that a model's attention has built and keeps; a CUDA graph reads them where they are."""
+    return [part._cached[1] for part in model.modules() if isinstance(part, Attention) and part._cached]
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:

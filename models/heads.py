@@ -1,11 +1,13 @@
 """What both models share: the head, which gives every token a value, and evaluation one sample at a time."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sama.models.precision import tf32
 
 
 class TokenHead(nn.Module):
@@ -28,6 +30,19 @@ class TokenHead(nn.Module):
 
 
 def exactly(x: Tensor) -> AbstractContextManager[object]:
+    """A context without autocast on the device of `x`, and without TF32, unless a compiler looks on."""
+    if x.device.type != "cuda" or torch.compiler.is_compiling():
+        return without_autocast(x)
+    return _in_full(x)
+
+
+@contextmanager
+def _in_full(x: Tensor) -> Iterator[None]:
+    with without_autocast(x), tf32(False):
+        yield
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """A context without autocast on the device of `x`."""
     return torch.autocast(x.device.type, enabled=False) if autocasting(x) else nullcontext()
 

@@ -346,6 +346,12 @@ class VideoQuality(nn.Module):
         if self.head is not None and self.statistics is not None:
             nn.init.zeros_(self.head.fc_last.weight)  # the statistics alone give the score of an untrained model
 
+    @property
+    def rounds_input(self) -> bool:
+        """Whether autocast rounds the input before anything is computed from it: a linear embedding is all that sees
+        it."""
+        return self.statistics is None and self.backbone is not None and self.backbone.patch_embed.mix is None
+
     def forward(self, x: Tensor, *, patches: bool | None = None) -> Tensor:
         """The token map `[B, 1, T/2, H/32, W/32]` (rounded up) of normalised clips; `[B, 1, T/2, 1, 1]` without tokens.
 

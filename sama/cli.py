@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sama.prefetch import Meter
 
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "tf32", "bfloat16", "float16")
 SCORING_WORKERS = "files decoded at the same time (half of the cores, at most 4; 3 for each decoding engine of a GPU)"
 
 
@@ -173,7 +173,9 @@ def _add_model(command: ArgumentParser) -> None:
     )
     command.add_argument("--mode", type=str, help="sampling mode, in place of the checkpoint's")
     command.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    command.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the model")
+    command.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="precision of the model; tf32: on a GPU only"
+    )
     command.add_argument(
         "--compile", action="store_true", help="compile the model first: minutes, for thousands of clips"
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -49,3 +51,23 @@ def thread_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
     if key not in streams:
         streams[key] = torch.cuda.Stream(device)
     return streams[key]
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """Work of this thread on a CUDA device in the thread's own stream.
+
+    Yields a function that brings a tensor to the device and waits, in this thread only, until it is there.
+    """
+    if device.type != "cuda":
+        yield lambda x: x.to(device)
+        return
+    stream = thread_stream(device, "sampling")
+
+    def finish(x: torch.Tensor) -> torch.Tensor:
+        x = (x if x.is_cuda else x.pin_memory()).to(device, non_blocking=True)
+        stream.synchronize()
+        return x
+
+    with torch.cuda.stream(stream):
+        yield finish

@@ -17,7 +17,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -27,7 +27,7 @@ import torch
 
 from sama.decode import DECODERS, Video, check_decoder, decode_with
 from sama.decode.images import read_image
-from sama.devices import thread_stream
+from sama.devices import own_stream
 from sama.errors import InputError, reason
 from sama.files import check_kind
 from sama.kernels.layout import ceil_div
@@ -211,7 +211,7 @@ class Feed:
         self, job: tuple[int, ...], epoch: int, ticket: Ticket
     ) -> Iterator[tuple[int, torch.Tensor | BaseException]]:
         """Yield `(number, clips [num_clips, ...])`, or `(number, error)`, for the files of a job."""
-        with _own_stream(self.device) as finish:
+        with own_stream(self.device) as finish:
             if self.batched:
                 yield from self._read_together(job, epoch, ticket, finish)
                 return
@@ -300,23 +300,3 @@ class Feed:
             return x
 
         return decode_with(read, path, decoder=self.decoder, threads=self.threads, device=self.device)
-
-
-@contextmanager
-def _own_stream(device: torch.device) -> Iterator[Finish]:
-    """Work of this thread on a CUDA device in the thread's own stream.
-
-    Yields a function that brings a tensor to the device and waits, in this thread only, until it is there.
-    """
-    if device.type != "cuda":
-        yield lambda x: x.to(device)
-        return
-    stream = thread_stream(device, "sampling")
-
-    def finish(x: torch.Tensor) -> torch.Tensor:
-        x = (x if x.is_cuda else x.pin_memory()).to(device, non_blocking=True)
-        stream.synchronize()
-        return x
-
-    with torch.cuda.stream(stream):
-        yield finish

@@ -24,8 +24,10 @@ from sama.decode.images import read_image
 from sama.devices import pick_device
 from sama.errors import CheckpointError, InputError, MissingFileError, NoWeightsError
 from sama.files import IMAGE_SUFFIXES, check_kind, suffix
+from sama.graphs import Graphs
 from sama.kernels.layout import OutputLayout, fits_patches
 from sama.models import ImageQuality, LoadReport, VideoQuality
+from sama.models.precision import DTYPES, check_precision, computing
 from sama.plan import frame_indices
 from sama.sampler import ImageSampler, VideoSampler
 
@@ -36,7 +38,6 @@ PACKAGED = "packaged"  # the name of the packaged model for videos, where a file
 PACKAGED_IMAGE = "packaged-image"
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
 DEFAULT_IMAGE_WEIGHTS = Path(__file__).parent / "weights" / "default-image.safetensors"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 REQUIRED = {  # of a checkpoint's metadata
     "video": ("mode", "grid", "fragment", "clip_len", "interval", "num_clips"),
     "image": ("mode", "grid", "fragment"),
@@ -84,7 +85,7 @@ def load_model(
         videos, "packaged-image" that for images
     device: "auto" is the GPU where there is one, else the CPU; "cpu", "cuda", "cuda:1", ...
     mode: sampling mode in place of the checkpoint's
-    dtype: "float32", or "bfloat16" or "float16" for autocast
+    dtype: precision of the network, "float32", "tf32", "bfloat16" or "float16" (`sama.models.precision`)
     All errors are `sama.SamaError`: `NoWeightsError` where the packaged file is missing or a file has no quality head,
     `MissingFileError` (a FileNotFoundError), `CheckpointError` for a file that is no known checkpoint, `InputError` (a
     ValueError) for an unknown device, dtype or mode.
@@ -238,22 +239,22 @@ class QualityModel:
         compile: bool = False,
         report: LoadReport | None = None,
     ) -> None:
-        if dtype not in DTYPES:
-            raise InputError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
         self.device = pick_device(device)
+        check_precision(dtype, self.device, compiled=compile)
         check_metadata(metadata, name)
         self.module = module.to(self.device)
         if compile:
             self.module.compile()
         self.metadata, self.name, self.report = metadata, name, report
-        self.dtype, self.compiled = DTYPES[dtype], compile
+        self.precision, self.dtype, self.compiled = dtype, DTYPES[dtype], compile
         grid, fragment = tuple(metadata["grid"]), tuple(metadata["fragment"])
         self.sampler: VideoSampler | ImageSampler
         if self.kind == "image":
             self.sampler = ImageSampler(metadata["mode"], grid, fragment)
         else:
             layout: OutputLayout = "patches" if fits_patches(self.clip_len, fragment) else "video"
-            self.sampler = VideoSampler(metadata["mode"], grid, fragment, layout=layout)
+            self.sampler = VideoSampler(metadata["mode"], grid, fragment, dtype=self._input_dtype(), layout=layout)
+        self.graphs = Graphs(self._tokens, self.module, enabled=not compile)
 
     def __repr__(self) -> str:
         scale = f", calibrated to {self.scale}" if self.scale else ""
@@ -297,7 +298,7 @@ class QualityModel:
     @property
     def settings(self) -> str:
         """Sampling mode, clips and precision, in one line."""
-        dtype = str(self.dtype).removeprefix("torch.") + (", compiled" if self.compiled else "")
+        dtype = self.precision + (", compiled" if self.compiled else "")
         if self.kind == "image":
             return f"{self.metadata['mode']}, {dtype}"
         data = self.metadata
@@ -347,13 +348,20 @@ class QualityModel:
         middles = video.seconds(indices[:, self.clip_len // 2].tolist())
         return middles, self.sampler.stream(video, indices)
 
+    def _input_dtype(self) -> torch.dtype:
+        """Of sampled clips: on a GPU 16 bits where the network rounds them to that as the first thing it does."""
+        rounds = isinstance(self.module, VideoQuality) and self.module.rounds_input
+        return self.dtype if rounds and self.device.type == "cuda" else torch.float32
+
+    def _tokens(self, samples: torch.Tensor) -> torch.Tensor:
+        with computing(self.precision, self.device):
+            tokens: torch.Tensor = self.module(samples)
+        return tokens
+
     @torch.inference_mode()
     def token_maps(self, samples: torch.Tensor) -> torch.Tensor:
         """The values of the model on its tokens, float32 on the CPU: [B, T/2, h, w] of clips, [B, h, w] of images."""
-        samples = samples.to(self.device, non_blocking=True)
-        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-        with autocast:
-            tokens: torch.Tensor = self.module(samples)
+        tokens = self.graphs(samples.to(self.device, non_blocking=True))
         if self.kind == "video":
             return tokens[:, 0].float().cpu()
         side = round(tokens.shape[1] ** 0.5)

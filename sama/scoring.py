@@ -19,6 +19,7 @@ import torch
 
 from sama.decode import check_decoder, falls_back, gpu_workers, open_video
 from sama.decode.images import read_image
+from sama.devices import own_stream
 from sama.errors import DecodeError, reason
 from sama.files import check_kind
 from sama.journal import Row
@@ -60,7 +61,7 @@ def score_files(
         model.sampler.prepare()  # compiling is no waiting for decoding
     events = ahead(
         map(_Open, paths),
-        lambda file, ticket: _samples(file.row, model, every_seconds, decoder, ticket),
+        lambda file, ticket: _on_device(_samples(file.row, model, every_seconds, decoder, ticket), model.device),
         workers=workers,
         jobs_ahead=FILES_AHEAD if on_gpu else workers + 1,
         items_ahead=max(2 * batch, workers) if on_gpu else CLIPS_AHEAD,
@@ -136,6 +137,13 @@ def _run(samples: list[tuple[_Open, torch.Tensor]], model: QualityModel, batch: 
         file.row.clips.append(value)
         file.row.seconds += share
     samples.clear()
+
+
+def _on_device(samples: Iterator[torch.Tensor | object], device: torch.device) -> Iterator[torch.Tensor | object]:
+    """Sampled clips, brought to the device where they are scored in a stream of this thread."""
+    with own_stream(device) as finish:
+        for sample in samples:
+            yield finish(sample) if isinstance(sample, torch.Tensor) else sample
 
 
 def _samples(

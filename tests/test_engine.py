@@ -4,21 +4,20 @@
 """
 
 import gc
-import importlib
-import sys
 import weakref
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import nvcodec_stub
 import pytest
 import torch
+from fake_gpu import fake_gpu
 from videos import write_video
 
 import sama
-from sama import decode, inspection, scoring
-from sama.decode import decode_with, nvdec, open_video
+from sama import inspection
+from sama.decode import decode_with, open_video
 from sama.errors import DecodeError
 from sama.feed import Feed
 from sama.model import random_model
@@ -37,41 +36,10 @@ KINDS = [  # sizes, codecs and settings that sessions must not mix
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def gpu():
     """A GPU whose memory is the main memory, with an unkind library: `auto` finds it, and everything runs."""
-    library = nvcodec_stub.reset()
-    monkeypatch.setitem(sys.modules, "PyNvVideoCodec", nvcodec_stub)
-    monkeypatch.delitem(sys.modules, "sama.decode.nvcodec", raising=False)
-    nvcodec = importlib.import_module("sama.decode.nvcodec")
-
-    @contextmanager
-    def current_device(device):
-        library.current.device = device.index or 0
-        try:
-            yield
-        finally:
-            library.current.device = None
-
-    def on_gpu(path, *, decoder="auto", threads=None, device=None):
-        return open_video(path, decoder=decoder, threads=threads, device="cuda")
-
-    library.current = type("Current", (type(library.current),), {"device": None})()
-    monkeypatch.setattr(nvcodec, "current_device", current_device)
-    monkeypatch.setattr(nvcodec, "pick_device", lambda device, numbered: torch.device("cpu"))
-    monkeypatch.setattr(nvdec, "driver_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 9))
-    monkeypatch.setitem(decode.DECODERS, "nvcodec", decode.DECODERS["nvcodec"]._replace(library="sys"))
-    for module in (decode, scoring):
-        monkeypatch.setattr(module, "open_video", on_gpu)
-    monkeypatch.setattr(scoring, "gpu_workers", lambda decoder, device: nvcodec.workers(torch.device("cpu")))
-    nvcodec.library = library
-    yield nvcodec
-    nvcodec.pool(torch.device("cpu")).clear()
-    sys.modules.pop("sama.decode.nvcodec", None)
-    gc.collect()
-    assert library.crimes == []
-    assert library.alive == 0
+    with fake_gpu() as nvcodec:
+        yield nvcodec
 
 
 @pytest.fixture(scope="module")

@@ -174,7 +174,8 @@ class Config:
 
     out: folder for checkpoints, logs and the report
     seed: of initial weights, order, draws and dropout
-    device: "auto" is the GPU where there is one; dtype: of the forward pass; compile: with torch.compile
+    device: "auto" is the GPU where there is one; dtype: of matrix products (`sama.models.precision`)
+    compile: with torch.compile
     workers: number of files decoded at the same time; null is the number of cores, at most 16
     decoder: as for `sama score --decoder`
     evaluate_every: epochs between two validations; the last epoch is always validated
@@ -191,7 +192,7 @@ class Config:
     out: str = "runs/train"
     seed: int = 0
     device: str = "auto"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "tf32", "bfloat16"] = "float32"
     compile: bool = False
     workers: int | None = None
     decoder: str = "auto"

@@ -26,6 +26,7 @@ from sama.feed import Batch, Feed
 from sama.kernels.layout import PATCH, ceil_div, is_patches
 from sama.labels import Item
 from sama.models import ImageQuality, VideoQuality, save_weights
+from sama.models.precision import check_precision, computing
 from sama.training.cache import CachedFeed
 from sama.training.config import Config, frames_of_epoch
 from sama.training.log import Log
@@ -43,6 +44,7 @@ def train(config: Config) -> dict[str, Any]:
     TensorBoard, report.md and report.json, and a folder with a report for each set.
     """
     ranks = Ranks.join(config.device)
+    check_precision(config.dtype, ranks.device, compiled=config.compile)
     out = Path(config.out)
     sets = datasets(config)
     check_some_exist(sets)
@@ -86,7 +88,7 @@ def train(config: Config) -> dict[str, Any]:
             last = batch.index + 1 == len(feed)
             stepping = last or (batch.index + 1) % config.optim.accumulate == 0
             with distributed.no_sync() if distributed and not stepping else nullcontext():
-                with seeded(ranks, config.seed, epoch, batch.index), autocast(config, ranks):
+                with seeded(ranks, config.seed, epoch, batch.index), computing(config.dtype, ranks.device):
                     prediction = predict(network, batch, config, ranks)
                 predictions, labels = ranks.gather(prediction), ranks.gather(batch.labels)
                 if not predictions.isfinite().all():  # the same on all ranks; the last checkpoint stays good
@@ -95,7 +97,8 @@ def train(config: Config) -> dict[str, Any]:
                     )
                 loss = objective(predictions, labels, config)
                 batches = batches_in_step(batch.index, len(feed), config.optim.accumulate)
-                (loss * ranks.world_size / batches).backward()  # gradients are averaged over ranks
+                with computing(config.dtype, ranks.device, backward=True):
+                    (loss * ranks.world_size / batches).backward()  # gradients are averaged over ranks
             log.batch(batch, loss, predictions, labels)
             if stepping:
                 norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf)
@@ -201,10 +204,6 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in model.parameters()], 1 - decay)
 
 
-def autocast(config: Config, ranks: Ranks) -> torch.autocast:
-    return torch.autocast(ranks.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
-
-
 def augment(x: Tensor) -> Tensor:
     """Mirror each input left to right with probability 1/2, and transpose square ones with probability 1/2.
 
@@ -248,7 +247,7 @@ def score_feed(model: VideoQuality | ImageQuality, feed: Feed | CachedFeed, conf
     for batch in feed.epoch():
         failed += batch.failed
         if batch.x is not None:
-            with autocast(config, ranks):
+            with computing(config.dtype, ranks.device):
                 values = model.score(batch.x).double().reshape(len(batch), -1).mean(1)
             scores.update(zip(batch.numbers.tolist(), values.tolist()))
     parts = ranks.all((scores, failed))
