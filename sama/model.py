@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +25,7 @@ from sama.devices import pick_device
 from sama.errors import CheckpointError, InputError, MissingFileError, NoWeightsError
 from sama.files import check_kind
 from sama.kernels.layout import OutputLayout, fits_patches
+from sama.limits import Guard, Limits
 from sama.models import ImageQuality, LoadReport, VideoQuality
 from sama.plan import frame_indices
 from sama.sampler import ImageSampler, VideoSampler
@@ -54,6 +55,7 @@ class Result:
     timeline  (seconds, score) of every clip, at its middle frame; empty where there is no time
     mos       `score` on the scale of the data set `mos_scale`, where the checkpoint carries a calibration, else None
     frames, width, height   of the source, as displayed
+    damage    what the stream of a damaged video reported: frames were concealed; empty otherwise
     """
 
     score: float
@@ -64,6 +66,7 @@ class Result:
     height: int
     mos: float | None = None
     mos_scale: str | None = None
+    damage: str = ""
 
 
 def load_model(
@@ -364,27 +367,33 @@ class QualityModel:
         every_seconds: float | None = None,
         fps: float | None = None,
         decoder: str = "auto",
+        limits: Limits | None = None,
     ) -> Result:
         """Score a file, or pixels: uint8 [T, H, W, 3] for a video model, [H, W, 3] for an image model.
 
         every_seconds: score one clip in each window of this length instead of the published few of the whole video;
             memory does not grow with the length
         fps: frames per second of pixels, for their timeline; decoder: as for `sama.open_video`
+        limits: what a file may cost; None is `Limits()`
         `sama.DecodeError` for a file that cannot be read, or is a video for an image model, or the reverse.
         """
         if isinstance(source, np.ndarray | torch.Tensor):
             return self._score_pixels(source, every_seconds, fps)
         check_kind(source, self.kind)
         if self.kind == "image":
-            return self._score_pixels(read_image(source), None, None)
+            pixels = read_image(source, max_pixels=(limits or Limits()).image_pixels)
+            return self._score_pixels(pixels, None, None)
+        guard = Guard(os.fsdecode(source), limits or Limits())
 
         def score_video(video: Video) -> Result:
             seconds, clips = self.sample(video, every_seconds)
-            values = [value for clip in clips for value in self.values([clip], 1)]
+            guard.allow_clips(len(seconds))
+            values = [value for clip in guard.outside(clips) for value in self.values([clip], 1)]
             info = video.info
             return self.result(values, seconds, info.num_frames, info.width, info.height)
 
-        return decode_with(score_video, source, decoder=decoder, device=self.device)
+        result = decode_with(score_video, source, decoder=decoder, device=self.device, guard=guard)
+        return replace(result, damage=guard.damage)
 
     def _score_pixels(
         self, pixels: np.ndarray | torch.Tensor, every_seconds: float | None, fps: float | None

@@ -52,8 +52,8 @@ def gpu(monkeypatch):
         finally:
             library.current.device = None
 
-    def on_gpu(path, *, decoder="auto", threads=None, device=None):
-        return open_video(path, decoder=decoder, threads=threads, device="cuda")
+    def on_gpu(path, *, decoder="auto", threads=None, device=None, guard=None):
+        return open_video(path, decoder=decoder, threads=threads, device="cuda", guard=guard)
 
     library.current = type("Current", (type(library.current),), {"device": None})()
     monkeypatch.setattr(nvcodec, "current_device", current_device)
