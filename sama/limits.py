@@ -142,20 +142,21 @@ class Guard:
             held.__exit__(None, None, None)
 
 
-def count_scans(data: bytes | memoryview, most: int = MAX_SCANS) -> int:
-    """Scans of the first picture in the bytes of a JPEG, counted up to `most + 1`; 0 where they are no JPEG."""
+def has_too_many_scans(data: bytes | memoryview) -> bool:
+    """Whether the first picture in the bytes of a JPEG has more than `MAX_SCANS` scans; not for what is no JPEG."""
     view = memoryview(data)
     at, scans = 2, 0
     if bytes(view[:2]) != b"\xff\xd8":
-        return 0
-    while scans <= most and (found := _MARKER.search(view, at)):
+        return False
+    while scans <= MAX_SCANS and (found := _MARKER.search(view, at)):
         at, kind = found.end(), found[0][-1]
         if kind == 0xD9:  # end of the picture
             break
         scans += kind == 0xDA
         if kind not in (0x01, 0xD8):  # all others have a length; what follows a scan's header is searched
             at += int.from_bytes(view[at : at + 2], "big")
-    return scans
+    return scans > MAX_SCANS
 
 
+SCAN = b"\xff\xda"  # marks a scan, and does not occur in its data; in a thumbnail it may
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # without restarts, which lie within a scan

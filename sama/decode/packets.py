@@ -29,7 +29,7 @@ from av.stream import Disposition
 
 from sama.decode.nal import hevc_layer, is_entry, nal_length, picture_of
 from sama.errors import DamageError, DecodeError
-from sama.limits import MAX_SCANS, Guard, count_scans
+from sama.limits import MAX_SCANS, SCAN, Guard, has_too_many_scans
 
 MAX_THREADS = 4
 THREAD_BYTES = 40 << 20  # of frames, one per thread: three threads at 2160p, one at 2160p with 10 bits
@@ -220,6 +220,7 @@ class Source:
             self.stream = video_stream(path, self.container)
             self.context = self.stream.codec_context
             guard.check_pixels(self.context.width, self.context.height)
+            self.has_size = self.context.width > 0  # FFmpeg forgets a size that it was told to refuse
         except BaseException:
             self.container.close()
             raise
@@ -250,7 +251,7 @@ class Source:
         """`(number, packet)` from `position` on; the end of the file is where FFmpeg cannot read on."""
         for packet in self._packets:
             self.guard.check_time()
-            if self.codec == "mjpeg" and count_scans(memoryview(packet)) > MAX_SCANS:
+            if self.codec == "mjpeg" and bytes(packet).count(SCAN) > MAX_SCANS and has_too_many_scans(bytes(packet)):
                 raise DecodeError(self.path, f"frame {self.position} is a JPEG of more than {MAX_SCANS} scans")
             self.position += 1
             yield self.position - 1, packet

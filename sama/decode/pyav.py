@@ -73,6 +73,8 @@ class PyavVideo:
             raise DecodeError(self._path, "its video stream holds no frames")
         if first is None:
             why = f" ({source.error})" if source.error else ""
+            if not source.has_size:
+                why += f"; frames of more than {self.guard.limits.video_pixels:,} pixels are not (--max-pixels)"
             raise DecodeError(self._path, f"none of its {len(packets)} {source.codec} packets can be decoded{why}")
         self.orientation = Orientation.of(first)
         self.decoded_size = first.width, first.height
