@@ -51,6 +51,11 @@ class Limits:
         return self.max_pixels or VIDEO_PIXELS
 
     @property
+    def ffmpeg_pixels(self) -> str:
+        """The limit as FFmpeg's option: larger, because decoders ask for room at the edges of a frame too."""
+        return str(self.video_pixels + self.video_pixels // 8 + (1 << 16))
+
+    @property
     def image_pixels(self) -> int:
         """Pixels that an image may have."""
         return self.max_pixels or IMAGE_PIXELS

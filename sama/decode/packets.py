@@ -228,7 +228,7 @@ class Source:
         self.context.thread_type = "SLICE" if canonical in SLICE_THREADS else "AUTO"
         self.context.thread_count = threads or default_threads(self.context)
         self.strict = guard.strict and threads != 1
-        options = {"max_pixels": str(guard.limits.video_pixels)}
+        options = {"max_pixels": guard.limits.ffmpeg_pixels}
         if self.strict and canonical in SILENT_DECODERS:
             options["err_detect"] = "explode"
         self.context.options = options
@@ -398,7 +398,7 @@ def open_container(path: str, guard: Guard) -> av.container.InputContainer:
     DecodeError where FFmpeg takes it for anything else, by its content or its name, or cannot read it.
     """
     lists = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
-    limits = {"max_pixels": str(guard.limits.video_pixels)}  # FFmpeg decodes some frames to learn of the stream
+    limits = {"max_pixels": guard.limits.ffmpeg_pixels}  # FFmpeg decodes some frames to learn of the stream
     try:
         container = av.open(f"file:{path}", "r", options=limits, container_options=lists, **LENIENT_METADATA)
     except (av.error.FFmpegError, OSError) as error:

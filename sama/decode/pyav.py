@@ -76,6 +76,7 @@ class PyavVideo:
             if not source.has_size:
                 why += f"; frames of more than {self.guard.limits.video_pixels:,} pixels are not (--max-pixels)"
             raise DecodeError(self._path, f"none of its {len(packets)} {source.codec} packets can be decoded{why}")
+        self.guard.check_pixels(first.width, first.height)
         self.orientation = Orientation.of(first)
         self.decoded_size = first.width, first.height
         self.matrix, self.full_range = color_of(first)
