@@ -392,15 +392,14 @@ def weights(options: Namespace) -> int:
 
 def load(options: Namespace, paths: Sequence[str]) -> QualityModel:
     """The model that the options ask for, described on standard error. paths: whose kind random weights follow"""
-    from sama.files import IMAGE_SUFFIXES, expand, suffix
+    from sama.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, expand, suffix
     from sama.model import load_model, random_model
 
     settings = {"dtype": options.dtype, "compile": options.compile}
     if options.random_weights:
         files = [] if "-" in paths else expand(paths)  # standard input can be read once
-        kind: Literal["video", "image"] = (
-            "image" if files and all(suffix(file) in IMAGE_SUFFIXES for file in files) else "video"
-        )
+        images, videos = (sum(suffix(file) in of for file in files) for of in (IMAGE_SUFFIXES, VIDEO_SUFFIXES))
+        kind: Literal["video", "image"] = "image" if images > videos else "video"
         model = random_model(kind, options.device, mode=options.mode or "sama", **settings)
     else:
         model = load_model(options.weights, options.device, mode=options.mode, **settings)

@@ -188,13 +188,23 @@ def check_metadata(metadata: Mapping[str, Any], name: str) -> None:
     calibration = metadata.get("calibration")
     if not calibration:
         return
-    keys = {"linear": ("slope", "intercept"), "logistic": ("beta",)}
     kind = calibration.get("kind") if isinstance(calibration, dict) else None
-    if kind not in keys or not {"scale", *keys[kind]} <= {*calibration}:
+    numbers: Any = None
+    if kind == "linear":
+        numbers = [calibration.get("slope"), calibration.get("intercept")]
+    elif kind == "logistic":
+        numbers = calibration.get("beta")
+    good = isinstance(numbers, list | tuple) and len(numbers) == (2 if kind == "linear" else 4)
+    good = good and all(_is_finite(number) for number in numbers) and isinstance(calibration.get("scale"), str)
+    if not good or (kind == "logistic" and not numbers[3]):
         raise CheckpointError(
             f"{name}: its metadata say calibration = {calibration!r}, expected a scale, and kind linear with slope and "
-            "intercept, or kind logistic with beta"
+            "intercept, or kind logistic with beta, four numbers of which the last is not 0"
         )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 class QualityModel:
