@@ -350,7 +350,8 @@ class VideoQuality(nn.Module):
     def rounds_input(self) -> bool:
         """Whether autocast rounds the input before anything is computed from it: a linear embedding is all that sees
         it."""
-        return self.statistics is None and self.backbone is not None and self.backbone.patch_embed.mix is None
+        embed = None if self.backbone is None else self.backbone.patch_embed
+        return self.statistics is None and embed is not None and embed.mix is None
 
     def forward(self, x: Tensor, *, patches: bool | None = None) -> Tensor:
         """The token map `[B, 1, T/2, H/32, W/32]` (rounded up) of normalised clips; `[B, 1, T/2, 1, 1]` without tokens.

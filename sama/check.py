@@ -6,13 +6,15 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from sama.errors import reason
 from sama.files import printable
 from sama.labels import Item, leakage, parse_labels, path_key
+from sama.limits import Guard, Limits
+from sama.prefetch import Ended, Ticket, ahead
 
 PUBLISHED = {  # items of the sets of each form; LSVQ's as its published training log counts them, the others' papers
     "path, duration, fps, mos": {
@@ -85,12 +87,14 @@ def check(
     label: str = "",
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    limits: Limits | None = None,
 ) -> Report:
     """Check a label file and every file that it names.
 
     root, label: as in `read_labels`
     workers: files opened at the same time; None is the number of cores, at most 8
     progress: called with files done and files in all
+    limits: what a file may cost; None is `Limits()`
 
     Reports bad lines; missing files; files that cannot be read (of a video the first and the last frame are decoded,
     which finds files cut short); paths and contents that come twice (files of equal size are compared by SHA-256); and
@@ -114,18 +118,28 @@ def check(
 
     present = [path for path in homes if os.path.exists(path)]
     problems["missing"] = [f"{path}: line {lines[path][0]}" for path in homes if not os.path.exists(path)]
-    size_of = {path: os.path.getsize(path) for path in present}
+    size_of = {path: os.path.getsize(path) for path in present if os.path.isfile(path)}
     alike = Counter(size_of.values())
     digests: dict[str, list[str]] = {}
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1), thread_name_prefix="check") as pool:
-        looks = pool.map(lambda path: _look(path, alike[size_of[path]] > 1), present)
-        for done, (path, (unreadable, digest)) in enumerate(zip(present, looks), start=1):
-            if unreadable:
-                problems["unreadable"].append(f"{path}: {unreadable}")
-            if digest:
-                digests.setdefault(digest, []).append(path)
-            if progress:
-                progress(done, len(present))
+    workers = workers or min(8, os.cpu_count() or 1)
+    looks = ahead(
+        present,
+        lambda path, ticket: _look(path, alike[size_of.get(path, -1)] > 1, ticket, limits or Limits()),
+        workers=workers,
+        jobs_ahead=2 * workers,
+        items_ahead=1,
+    )
+    done = 0
+    with closing(looks):
+        for path, found in looks:
+            if isinstance(found, Ended):
+                done += 1
+                if found.error is not None:
+                    problems["unreadable"].append(f"{path}: {reason(found.error)}")
+                if progress:
+                    progress(done, len(present))
+            elif isinstance(found, str):
+                digests.setdefault(found, []).append(path)
     same = [paths for paths in digests.values() if len(paths) > 1]
     problems["double contents"] = [_double_content(paths, homes) for paths in same]
 
@@ -151,26 +165,24 @@ def check(
     )
 
 
-def _look(path: str, compare: bool) -> tuple[str, str]:
-    """The reason why a file cannot be read, or "", and its SHA-256 where `compare` asks for it, or ""."""
+def _look(path: str, compare: bool, ticket: Ticket, limits: Limits) -> Iterator[str]:
+    """The SHA-256 of a file, where `compare` asks for it. An error says why the file cannot be read."""
     from sama.decode import open_video
     from sama.decode.images import read_image
+    from sama.decode.packets import check_file
     from sama.files import IMAGE_SUFFIXES, suffix
 
-    digest = ""
-    try:
-        if compare:
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if suffix(path) in IMAGE_SUFFIXES:
-            read_image(path)
-        else:
-            with open_video(path) as video:
-                for _ in video.frames([0, video.info.num_frames - 1]):
-                    pass
-    except Exception as error:  # whatever is wrong with a file, the check goes on with the next one
-        return reason(error), digest
-    return "", digest
+    guard = ticket.guard = Guard(path, limits, reserve=ticket.hold)
+    check_file(path)  # or a device would be read without end
+    if compare:
+        with open(path, "rb") as file:
+            yield hashlib.file_digest(file, "sha256").hexdigest()
+    if suffix(path) in IMAGE_SUFFIXES:
+        read_image(path, max_pixels=limits.image_pixels)
+    else:
+        with open_video(path, guard=guard) as video:
+            for _ in video.frames([0, video.info.num_frames - 1]):
+                pass
 
 
 def _double_content(paths: list[str], homes: dict[str, list[Item]]) -> str:

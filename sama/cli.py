@@ -15,10 +15,11 @@ import sama
 from sama.errors import InputError, OutputError
 from sama.files import printable
 from sama.report import commands as report
-from sama.terminal import INTERRUPTED, OK, SOME_FAILED, carry_out, progress_bar
+from sama.terminal import OK, SOME_FAILED, carry_out, interruption, progress_bar
 
 if TYPE_CHECKING:
     from sama.journal import Journal, Row
+    from sama.limits import Limits
     from sama.model import QualityModel
     from sama.prefetch import Meter
 
@@ -88,6 +89,7 @@ def parser() -> ArgumentParser:
     evaluate.add_argument("--batch", type=int, help="clips that go through the model at once (1 on a CPU, 8 on a GPU)")
     evaluate.add_argument("--workers", type=int, help=SCORING_WORKERS)
     _add_decoder(evaluate)
+    _add_limits(evaluate)
     _add_model(evaluate)
     commands.add_subcommand("evaluate", evaluate, help="compare scores with labels")
 
@@ -97,6 +99,7 @@ def parser() -> ArgumentParser:
     check = ArgumentParser(description="Missing, unreadable and double files, bad lines, leaking splits, label scale.")
     _add_labels(check)
     check.add_argument("--workers", type=int, help="files opened at the same time (the number of cores, at most 8)")
+    _add_limits(check)
     actions.add_subcommand("check", check, help="look for problems")
 
     demo = ArgumentParser(description="A labelled set of videos or images to try training on, made without a download.")
@@ -158,6 +161,15 @@ def _add_reading(command: ArgumentParser) -> None:
     windows = "one clip in each window of this many seconds, instead of a few for the whole video"
     command.add_argument("--every", type=float, metavar="SECONDS", help=windows)
     _add_decoder(command)
+    _add_limits(command)
+
+
+def _add_limits(command: ArgumentParser) -> None:
+    command.add_argument(
+        "--max-pixels", type=int, metavar="N", help="pixels that a frame or image may have (videos 2^27, images 2^28)"
+    )
+    seconds = "that reading one file may take (600, and 120 more a clip and 100 more a GB); inf for no limit"
+    command.add_argument("--timeout", type=float, metavar="SECONDS", help=seconds)
 
 
 def _add_decoder(command: ArgumentParser) -> None:
@@ -212,7 +224,7 @@ def score(options: Namespace) -> int:
         raise InputError("--resume and --overwrite are about --out, which is not given")
     if options.retry and not options.resume:
         raise InputError("--retry is about the failed files of an earlier run: give --resume too")
-    check_positive(options, "batch", "workers", "every")
+    check_positive(options, "batch", "workers", "every", "max_pixels", "timeout")
     check_decoder(options.decoder)
     model = load(options, options.paths)
     if model.kind == "image" and options.every is not None:
@@ -245,13 +257,13 @@ def score(options: Namespace) -> int:
         every_seconds=options.every,
         decoder=options.decoder,
         meter=meter,
+        limits=limits(options),
     )
+    if journal:
+        interruption.hint = lambda: f"; {journal.kept()}"
     with journal or contextlib.nullcontext(), contextlib.closing(rows):
         try:
             failed = print_rows(outputs.watch(rows), remaining, model, journal, meter)
-        except KeyboardInterrupt:
-            print(f"\ninterrupted{f'; {journal.kept()}' if journal else ''}", file=sys.stderr)
-            return INTERRUPTED
         except OutputError:  # its message says what is kept
             raise
         except Exception:  # a closed terminal, a GPU out of memory, a bug
@@ -298,16 +310,18 @@ def as_line(row: Row, scale: str | None, score_scale: str | None = None) -> str:
         return f"{'error':>{width}}  {path}: {printable(row.reason)}"
     calibrated = f"{row.mos:{max(7, len(scale))}.3f}  " if scale else ""
     score = f"{row.score:{width}.2f}" if score_scale else f"{row.score:9.5f}"
-    return f"{score}  {calibrated}{f'{row.width}x{row.height}':>9}  {row.frames:7}  {path}"
+    line = f"{score}  {calibrated}{f'{row.width}x{row.height}':>9}  {row.frames:7}  {path}"
+    return f"{line}: {printable(row.reason)}" if row.reason else line
 
 
 def inspect(options: Namespace) -> int:
     """`sama inspect`: draw the picture or the page of a file."""
+    check_positive(options, "max_pixels", "timeout")
     page = options.out.lower().endswith(report.PAGE_SUFFIXES)
     if page:
         report.check_page(options.out)
     model = load(options, [options.path])
-    reading = {"every_seconds": options.every, "decoder": options.decoder}
+    reading = {"every_seconds": options.every, "decoder": options.decoder, "limits": limits(options)}
     if page:
         from sama.report.files import report_file
 
@@ -330,13 +344,9 @@ def evaluate(options: Namespace) -> int:
     from sama.evaluate import EvaluateOptions, run
 
     asked = EvaluateOptions(**{name: getattr(options, name) for name in EvaluateOptions.__dataclass_fields__})
-    try:
-        evaluation = run(asked, lambda paths: load(options, paths), progress=progress_bar)
-    except KeyboardInterrupt:
-        scoring = asked.out and not asked.predictions
-        kept = f"; the scores so far are in {asked.out}, --resume continues from them" if scoring else ""
-        print(f"\ninterrupted{kept}", file=sys.stderr)
-        return INTERRUPTED
+    if asked.out and not asked.predictions:
+        interruption.hint = lambda: f"; the scores so far are in {asked.out}, --resume continues from them"
+    evaluation = run(asked, lambda paths: load(options, paths), progress=progress_bar)
     print(evaluation)
     if asked.save:
         print(f"calibrated: {asked.save}", file=sys.stderr)
@@ -348,11 +358,18 @@ def data(options: Namespace) -> int:
     from sama.check import check
 
     options = options.check
-    check_positive(options, "workers")
+    check_positive(options, "workers", "max_pixels", "timeout")
     if not os.path.isdir(options.root):
         raise InputError(f"there is no folder {options.root}")
     with progress_bar("checking") as progress:
-        report = check(options.labels, options.root, label=options.label, workers=options.workers, progress=progress)
+        report = check(
+            options.labels,
+            options.root,
+            label=options.label,
+            workers=options.workers,
+            progress=progress,
+            limits=limits(options),
+        )
     print(report)
     return OK if report.ok else SOME_FAILED
 
@@ -384,11 +401,8 @@ def corpus(options: Namespace) -> int:
     metrics = tuple(METRICS) if options.metrics is None else listed(options.metrics)
     given |= {"sizes": sizes or SIZES, "metrics": metrics}
     given |= {name: listed(getattr(options, name)) for name in ("kinds", "unseen")}
-    try:
-        labels = make_corpus(CorpusOptions(**given), lambda line: print(line, file=sys.stderr), progress_bar)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; sama corpus --resume -o {options.out} continues", file=sys.stderr)
-        return INTERRUPTED
+    interruption.hint = lambda: f"; sama corpus --resume -o {options.out} continues"
+    labels = make_corpus(CorpusOptions(**given), lambda line: print(line, file=sys.stderr), progress_bar)
     if labels:
         print(labels)
     return OK
@@ -413,15 +427,14 @@ def weights(options: Namespace) -> int:
 
 def load(options: Namespace, paths: Sequence[str]) -> QualityModel:
     """The model that the options ask for, described on standard error. paths: whose kind random weights follow"""
-    from sama.files import IMAGE_SUFFIXES, expand, suffix
+    from sama.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, expand, suffix
     from sama.model import load_model, packaged_for, random_model
 
     settings = {"dtype": options.dtype, "compile": options.compile}
     if options.random_weights:
         files = [] if "-" in paths else expand(paths)  # standard input can be read once
-        kind: Literal["video", "image"] = (
-            "image" if files and all(suffix(file) in IMAGE_SUFFIXES for file in files) else "video"
-        )
+        images, videos = (sum(suffix(file) in of for file in files) for of in (IMAGE_SUFFIXES, VIDEO_SUFFIXES))
+        kind: Literal["video", "image"] = "image" if images > videos else "video"
         model = random_model(kind, options.device, mode=options.mode or "sama", **settings)
     else:
         chosen = options.weights
@@ -434,12 +447,19 @@ def load(options: Namespace, paths: Sequence[str]) -> QualityModel:
     return model
 
 
+def limits(options: Namespace) -> Limits:
+    """What a file may cost, as the options say."""
+    from sama.limits import Limits
+
+    return Limits(options.max_pixels, options.timeout)
+
+
 def check_positive(options: Namespace, *names: str) -> None:
     """`InputError` where one of the options is given and not above 0."""
     for name in names:
         value = getattr(options, name)
         if value is not None and not value > 0:
-            raise InputError(f"--{name} must be more than 0; got {value}")
+            raise InputError(f"--{name.replace('_', '-')} must be more than 0; got {value}")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,10 @@ class DecodeError(SamaError):
         return f"{self.path}: {self.reason}"
 
 
+class DamageError(DecodeError):
+    """The stream of a video reports damage: whoever reads whole files decodes it again, see `sama.decode.again`."""
+
+
 class LabelError(InputError):
     """A label file that cannot be trusted: the file, the line, what was got and what was expected."""
 

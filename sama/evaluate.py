@@ -14,6 +14,7 @@ from sama.evaluation import Evaluation, by_column, calibration, evaluate_predict
 from sama.evaluation_report import write_report
 from sama.journal import FORMATS, Journal, Row, read_table
 from sama.labels import Item, read_labels, with_split
+from sama.limits import Limits
 from sama.model import QualityModel, find_weights
 from sama.scoring import score_files
 
@@ -45,6 +46,8 @@ class EvaluateOptions:
     batch: int | None = None
     workers: int | None = None
     decoder: str = "auto"
+    max_pixels: int | None = None
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
         if len({bool(value) for value in (self.calibrate, self.scale, self.save)}) > 1:
@@ -53,10 +56,10 @@ class EvaluateOptions:
             )
         if self.calibrate and self.random_weights:
             raise InputError("random weights are not worth a calibration: give --weights")
-        for name in ("splits", "samples", "batch", "workers"):
+        for name in ("splits", "samples", "batch", "workers", "max_pixels", "timeout"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name} must be more than 0; got {value}")
+            if value is not None and not value > 0:
+                raise InputError(f"--{name.replace('_', '-')} must be more than 0; got {value}")
         if self.seed < 0:
             raise InputError(f"--seed must be at least 0; got {self.seed}")
         if self.split and self.splits:
@@ -139,7 +142,14 @@ def _score(options: EvaluateOptions, model: QualityModel, items: Sequence[Item],
         journal = Journal(out, scores_by, resume=options.resume, overwrite=options.overwrite)
     remaining = journal.remaining(paths) if journal else paths
     rows = {} if journal is None else dict(journal.rows)
-    scored = score_files(remaining, model, batch=options.batch, workers=options.workers, decoder=options.decoder)
+    scored = score_files(
+        remaining,
+        model,
+        batch=options.batch,
+        workers=options.workers,
+        decoder=options.decoder,
+        limits=Limits(options.max_pixels, options.timeout),
+    )
     with journal or nullcontext(), progress("scoring") as bar:
         bar(0, len(remaining))
         try:

@@ -31,6 +31,7 @@ from sama.devices import own_stream
 from sama.errors import InputError, reason
 from sama.files import check_kind
 from sama.kernels.layout import ceil_div
+from sama.limits import Guard, Limits
 from sama.plan import Draws
 from sama.prefetch import BEGUN, BUDGET_BYTES, Ended, Meter, Ticket, ahead
 from sama.sampler import ImageSampler, VideoSampler
@@ -81,6 +82,7 @@ class Feed:
     device: of x and labels in a batch
     budget_bytes: of decoded frames held at one time; one file is always let through, however large
     rotate: images in training are turned by a random angle, as published; that hides fine detail from the model
+    limits: what a file may cost; None is `Limits()`
     InputError for no files, a size below 1, an unknown decoder, or a number of labels other than that of the files.
     """
 
@@ -103,6 +105,7 @@ class Feed:
         device: str | torch.device = "cpu",
         budget_bytes: int = BUDGET_BYTES,
         rotate: bool = True,
+        limits: Limits | None = None,
     ):
         self.files = [os.fsdecode(path) for path in files]
         if not self.files:
@@ -133,6 +136,7 @@ class Feed:
         self.threads = max(1, cores // self.workers)
         self.decoder, self.device, self.budget_bytes = decoder, torch.device(device), budget_bytes
         self.rotate = rotate
+        self.limits = limits or Limits()
         self.meter = Meter()
         self.decoders: Counter[str] = Counter()
 
@@ -278,16 +282,18 @@ class Feed:
 
     def _read(self, number: int, epoch: int, ticket: Ticket) -> torch.Tensor:
         path, sampler = self.files[number], self.sampler
+        guard = ticket.guard = Guard(path, self.limits, reserve=ticket.hold)
+        guard.allow_clips(self.num_clips)
         if isinstance(sampler, ImageSampler):
             check_kind(path, "image")
-            image = read_image(path)
+            image = read_image(path, max_pixels=self.limits.image_pixels)
             self.decoders["pillow"] += 1
             angle = None if self.rotate or not self.train else 0.0
             return sampler(image, train=self.train, angle=angle, generator=self._generator(number, epoch))
         check_kind(path, "video")
 
         def read(video: Video) -> torch.Tensor:
-            with ticket.hold(video.held_bytes(self.clip_len)):
+            with guard.hold(video.held_bytes(self.clip_len)):
                 x = sampler.read_video(
                     video,
                     clip_len=self.clip_len,
@@ -299,4 +305,4 @@ class Feed:
             self.decoders[video.decoder] += 1
             return x
 
-        return decode_with(read, path, decoder=self.decoder, threads=self.threads, device=self.device)
+        return decode_with(read, path, decoder=self.decoder, threads=self.threads, device=self.device, guard=guard)

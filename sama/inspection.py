@@ -13,6 +13,7 @@ from sama.decode.images import read_image
 from sama.figures import check_format, save_figure
 from sama.files import check_kind, printable
 from sama.kernels import reference
+from sama.limits import Guard, Limits
 from sama.model import QualityModel
 
 COLORS = "RdYlGn"  # low quality red, high green
@@ -36,8 +37,9 @@ def draw(
     *,
     every_seconds: float | None = None,
     decoder: str = "auto",
+    limits: Limits | None = None,
 ):
-    """Draw the page and write it to `out`, in the format that its ending names.
+    """Draw the page and write it to `out`, in the format that its ending names. limits: what the file may cost
 
     `sama.DecodeError` for a file that cannot be read, `InputError` for a format that cannot be written, `OutputError`
     where `out` cannot be.
@@ -46,13 +48,14 @@ def draw(
 
     check_format(out)
     check_kind(path, model.kind)
+    guard = Guard(os.fsdecode(path), limits or Limits())
     if model.kind == "image":
-        picture = read_image(path)
+        picture = read_image(path, max_pixels=guard.limits.image_pixels)
         inputs = model.sampler(picture)
         maps = model.token_maps(inputs)
         mosaics, values, seconds = [mosaic(inputs[0][:, None], 0)], maps.flatten(1).double().mean(1).tolist(), []
     else:
-        picture, mosaics, maps, values, seconds = _watch(path, model, every_seconds, decoder)
+        picture, mosaics, maps, values, seconds = _watch(path, model, every_seconds, decoder, guard)
     figure = Figure(figsize=(12, 7.2), layout="constrained")
     grid = figure.add_gridspec(2, 6, height_ratios=(3, 2))
     _picture(figure.add_subplot(grid[0, :3]), picture, "frame in the middle")
@@ -69,14 +72,15 @@ def draw(
     save_figure(figure, out)
 
 
-def _watch(path, model: QualityModel, every_seconds, decoder):
+def _watch(path, model: QualityModel, every_seconds, decoder, guard: Guard):
     """The middle frame, mosaics of the middle clip, and every clip's mean map, value and time: memory does not grow."""
 
     def watch(video: Video):
         maps, values = [], []
         seconds, clips = model.sample(video, every_seconds)
+        guard.allow_clips(len(seconds))
         middle = len(seconds) // 2
-        for number, clip in enumerate(clips):
+        for number, clip in enumerate(guard.outside(clips)):
             tokens = model.token_maps(clip[None])[0]
             maps.append(tokens.mean(0))
             values.append(float(tokens.double().mean()))
@@ -87,7 +91,7 @@ def _watch(path, model: QualityModel, every_seconds, decoder):
         steps = sorted({0, picture_input.shape[1] // 2, picture_input.shape[1] - 1})
         return picture, [mosaic(picture_input, t) for t in steps], torch.stack(maps), values, seconds.tolist()
 
-    return decode_with(watch, path, decoder=decoder, device=model.device)
+    return decode_with(watch, path, decoder=decoder, device=model.device, guard=guard)
 
 
 def mosaic(x: torch.Tensor, t: int) -> np.ndarray:

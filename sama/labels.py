@@ -186,6 +186,9 @@ def _text(name: str) -> list[str]:
     """The lines of a text file; bytes that are no UTF-8 are kept as in file names."""
     if not os.path.exists(name):
         raise MissingFileError(name)
+    if not os.path.isfile(name):
+        kind = "a folder" if os.path.isdir(name) else "no regular file (a pipe, a socket or a device)"
+        raise LabelError(f"{name}: got {kind}, expected a label file")
     with open(name, "rb") as file:
         data = file.read()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +26,7 @@ from sama.errors import CheckpointError, InputError, MissingFileError, NoWeights
 from sama.files import IMAGE_SUFFIXES, check_kind, suffix
 from sama.graphs import Graphs
 from sama.kernels.layout import OutputLayout, fits_patches
+from sama.limits import Guard, Limits
 from sama.models import ImageQuality, LoadReport, VideoQuality
 from sama.models.precision import DTYPES, check_precision, computing
 from sama.plan import frame_indices
@@ -58,6 +59,7 @@ class Result:
     mos       `score` on the scale of the data set `mos_scale`, where the checkpoint carries a calibration, else None
     frames, width, height   of the source, as displayed
     scale     name of the scale of `score`, such as "VMAF v0.6.1" for the packaged models; None where it has none
+    damage    what the stream of a damaged video reported: frames were concealed; empty otherwise
     """
 
     score: float
@@ -69,6 +71,7 @@ class Result:
     mos: float | None = None
     mos_scale: str | None = None
     scale: str | None = None
+    damage: str = ""
 
 
 def load_model(
@@ -211,13 +214,23 @@ def check_metadata(metadata: Mapping[str, Any], name: str) -> None:
     calibration = metadata.get("calibration")
     if not calibration:
         return
-    keys = {"linear": ("slope", "intercept"), "logistic": ("beta",)}
     kind = calibration.get("kind") if isinstance(calibration, dict) else None
-    if kind not in keys or not {"scale", *keys[kind]} <= {*calibration}:
+    numbers: Any = None
+    if kind == "linear":
+        numbers = [calibration.get("slope"), calibration.get("intercept")]
+    elif kind == "logistic":
+        numbers = calibration.get("beta")
+    good = isinstance(numbers, list | tuple) and len(numbers) == (2 if kind == "linear" else 4)
+    good = good and all(_is_finite(number) for number in numbers) and isinstance(calibration.get("scale"), str)
+    if not good or (kind == "logistic" and not numbers[3]):
         raise CheckpointError(
             f"{name}: its metadata say calibration = {calibration!r}, expected a scale, and kind linear with slope and "
-            "intercept, or kind logistic with beta"
+            "intercept, or kind logistic with beta, four numbers of which the last is not 0"
         )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 class QualityModel:
@@ -411,27 +424,33 @@ class QualityModel:
         every_seconds: float | None = None,
         fps: float | None = None,
         decoder: str = "auto",
+        limits: Limits | None = None,
     ) -> Result:
         """Score a file, or pixels: uint8 [T, H, W, 3] for a video model, [H, W, 3] for an image model.
 
         every_seconds: score one clip in each window of this length instead of the published few of the whole video;
             memory does not grow with the length
         fps: frames per second of pixels, for their timeline; decoder: as for `sama.open_video`
+        limits: what a file may cost; None is `Limits()`
         `sama.DecodeError` for a file that cannot be read, or is a video for an image model, or the reverse.
         """
         if isinstance(source, np.ndarray | torch.Tensor):
             return self._score_pixels(source, every_seconds, fps)
         check_kind(source, self.kind)
         if self.kind == "image":
-            return self._score_pixels(read_image(source), None, None)
+            pixels = read_image(source, max_pixels=(limits or Limits()).image_pixels)
+            return self._score_pixels(pixels, None, None)
+        guard = Guard(os.fsdecode(source), limits or Limits())
 
         def score_video(video: Video) -> Result:
             seconds, clips = self.sample(video, every_seconds)
-            values = [value for clip in clips for value in self.values([clip], 1)]
+            guard.allow_clips(len(seconds))
+            values = [value for clip in guard.outside(clips) for value in self.values([clip], 1)]
             info = video.info
             return self.result(values, seconds, info.num_frames, info.width, info.height)
 
-        return decode_with(score_video, source, decoder=decoder, device=self.device)
+        result = decode_with(score_video, source, decoder=decoder, device=self.device, guard=guard)
+        return replace(result, damage=guard.damage)
 
     def _score_pixels(
         self, pixels: np.ndarray | torch.Tensor, every_seconds: float | None, fps: float | None

@@ -4,6 +4,10 @@
                                     or one queue for all of them, so that no job waits for the ones before it
 
 How far ahead is bounded three ways: jobs begun, items per job, and bytes that jobs hold at one time (`Budget`).
+
+A thread that is in a library's code cannot be ended. A job that is later than its guard allows, and does not end by
+itself, is given up: it ends with an error for the consumer, another thread takes the place of its thread, and what it
+may still produce is dropped.
 """
 
 from __future__ import annotations
@@ -13,17 +17,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from sama.errors import without_traceback
+from sama.limits import Guard
 
 Job = TypeVar("Job")
 Item = TypeVar("Item")
 
 BUDGET_BYTES = 2 << 30  # of frames in decoders, at one time
+SPARE_SECONDS = 5.0  # between the moment when a job should have ended by itself and when it is given up
+LOOK_SECONDS = 0.5  # between two looks at jobs that may be late
 BEGUN = object()  # stands for the beginning of a job among its items
 
 
@@ -81,20 +88,61 @@ class Budget:
 
 
 class Ticket:
-    """A job's place in the order; `hold(size)` waits until the job may keep that many bytes."""
+    """A job's place in the order; `hold(size)` waits until the job may keep that many bytes.
+
+    guard: of the file that the job reads, where it has one
+    """
 
     def __init__(self, number: int, budget: Budget, stop: threading.Event):
         self.number, self.budget, self.stop = number, budget, stop
+        self.guard: Guard | None = None
 
     def hold(self, size: int) -> AbstractContextManager[None]:
         return self.budget.hold(self.number, size, self.stop)
 
 
 class _Started(Generic[Job]):
-    """A job that has begun, and where its items go: a queue of `(this, item)`."""
+    """A job that has begun, and where its items go: a queue of `(this, item)`. given_up: how it ended, if so."""
 
-    def __init__(self, number: int, job: Job, items: queue.Queue):
-        self.number, self.job, self.items = number, job, items
+    def __init__(self, job: Job, items: queue.Queue, ticket: Ticket):
+        self.job, self.items, self.ticket = job, items, ticket
+        self.given_up: Ended | None = None
+
+    def late(self) -> bool:
+        """Whether the job is to be given up; it is then."""
+        guard = self.ticket.guard
+        if self.given_up is None and guard is not None and (error := guard.late(SPARE_SECONDS)):
+            self.given_up = Ended(error, guard.seconds)
+            self.ticket.budget.leave(self.ticket.number)
+            return True
+        return False
+
+
+class _Threads:
+    """Threads that carry out tasks in order. They do not keep the process alive."""
+
+    def __init__(self, count: int):
+        self.tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.threads: list[threading.Thread] = []
+        for _ in range(count):
+            self.add()
+
+    def add(self) -> None:
+        name = f"decode_{len(self.threads)}"
+        self.threads.append(threading.Thread(target=self._run, name=name, daemon=True))
+        self.threads[-1].start()
+
+    def _run(self) -> None:
+        while (task := self.tasks.get()) is not None:
+            task()
+
+    def end(self, given_up: int) -> None:
+        """Wait for all threads but those whose jobs were given up."""
+        for _ in self.threads:
+            self.tasks.put(None)
+        while sum(thread.is_alive() for thread in self.threads) > given_up:
+            for thread in self.threads:
+                thread.join(0.05)
 
 
 def ahead(
@@ -126,10 +174,12 @@ def ahead(
     shared: queue.Queue | None = None if in_order else queue.Queue(items_ahead)
     started: deque[_Started[Job]] = deque()  # and not consumed to their end
     announced: deque[_Started[Job]] = deque()  # started, and `BEGUN` not yielded yet
+    given_up: list[_Started[Job]] = []
     remaining = enumerate(jobs)
     begun, newest = time.perf_counter(), 0
+    threads = _Threads(workers)
 
-    def begin(pool: ThreadPoolExecutor) -> None:
+    def begin() -> None:
         """Begin as many jobs as may be."""
         nonlocal newest
         while in_bounds():
@@ -137,44 +187,62 @@ def ahead(
             if entry is None:
                 return
             newest, job = entry
-            started.append(_Started(newest, job, shared or queue.Queue(items_ahead)))
-            announced.append(started[-1])
+            one = _Started(job, shared or queue.Queue(items_ahead), Ticket(newest, budget, stop))
+            started.append(one)
+            announced.append(one)
             budget.enter(newest)
-            pool.submit(_work, started[-1], produce, Ticket(newest, budget, stop))
+            threads.tasks.put(partial(_work, one, produce))
 
     def in_bounds() -> bool:
         if in_order:
             return len(started) < max(jobs_ahead, workers)
-        return not started or (len(started) <= workers and newest + 1 - started[0].number < jobs_ahead)
+        return not started or (len(started) <= workers and newest + 1 - started[0].ticket.number < jobs_ahead)
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        try:
-            begin(pool)
-            while started:
-                while announced and (not in_order or announced[0] is started[0]):
-                    yield announced.popleft().job, BEGUN
-                waiting = time.perf_counter()
-                current, item = (shared or started[0].items).get()
-                meter.waited += time.perf_counter() - waiting
-                meter.running += time.perf_counter() - begun
-                begun = time.perf_counter()
-                if isinstance(item, Ended):
-                    started.remove(current)
-                    begin(pool)
-                yield current.job, item
-        finally:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+    def take() -> tuple[_Started[Job], Item | Ended]:
+        """The next item, or the end of a job that is given up."""
+        while True:
+            for one in [started[0]] if in_order else list(started):
+                if one.given_up is not None:
+                    return one, one.given_up
+            try:
+                current, item = (shared or started[0].items).get(timeout=LOOK_SECONDS)
+            except queue.Empty:
+                late = [one for one in started if one.late()]
+                for _ in late:
+                    threads.add()
+                given_up.extend(late)
+                continue
+            if current.given_up is None:
+                return current, item
+
+    try:
+        begin()
+        while started:
+            while announced and (not in_order or announced[0] is started[0]):
+                yield announced.popleft().job, BEGUN
+            waiting = time.perf_counter()
+            current, item = take()
+            meter.waited += time.perf_counter() - waiting
+            meter.running += time.perf_counter() - begun
+            begun = time.perf_counter()
+            if isinstance(item, Ended):
+                started.remove(current)
+                begin()
+            yield current.job, item
+    finally:
+        stop.set()
+        threads.end(len(given_up))
 
 
-def _work(started: _Started, produce: Callable[[Job, Ticket], Iterable[Item]], ticket: Ticket) -> None:
+def _work(started: _Started, produce: Callable[[Job, Ticket], Iterable[Item]]) -> None:
     """Put everything that a job produces into its queue, then how it ended."""
+    ticket = started.ticket
     start, waited, error = time.perf_counter(), 0.0, None
 
     def put(item: Item | Ended) -> None:
         nonlocal waited
         began = time.perf_counter()
-        while not ticket.stop.is_set():
+        while not (ticket.stop.is_set() or started.given_up):
             try:
                 started.items.put((started, item), timeout=0.2)
                 break
@@ -182,9 +250,11 @@ def _work(started: _Started, produce: Callable[[Job, Ticket], Iterable[Item]], t
                 continue
         waited += time.perf_counter() - began
 
+    if ticket.stop.is_set():
+        return
     try:
         for item in produce(started.job, ticket):
-            if ticket.stop.is_set():
+            if ticket.stop.is_set() or started.given_up:
                 return
             put(item)
     except Exception as caught:

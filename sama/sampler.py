@@ -178,6 +178,7 @@ class VideoSampler(Sampler):
             nonlocal chosen  # a second attempt samples the same
             chosen = chosen or self.choose(video.info, clip_len, num_clips, interval, train, generator)
             indices, draws = chosen
+            video.guard.allow_clips(num_clips)
             return torch.stack(list(self.stream(video, indices, draws=draws)))
 
         return decode_with(read, path, decoder=decoder)

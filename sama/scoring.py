@@ -17,12 +17,13 @@ from collections.abc import Generator, Iterator, Sequence
 import numpy as np
 import torch
 
-from sama.decode import check_decoder, falls_back, gpu_workers, open_video
+from sama.decode import Attempt, again, check_decoder, gpu_workers, open_video
 from sama.decode.images import read_image
 from sama.devices import own_stream
 from sama.errors import DecodeError, reason
 from sama.files import check_kind
 from sama.journal import Row
+from sama.limits import Guard, Limits
 from sama.model import QualityModel
 from sama.prefetch import BEGUN, BUDGET_BYTES, Ended, Meter, Ticket, ahead
 
@@ -41,6 +42,7 @@ def score_files(
     every_seconds: float | None = None,
     decoder: str = "auto",
     meter: Meter | None = None,
+    limits: Limits | None = None,
 ) -> Generator[Row]:
     """Yield a row for every path, in order; a file that fails is a row with status "error" and the reason.
 
@@ -49,6 +51,7 @@ def score_files(
         decodes three for each of its engines: two are decoded at a time, and the next one is opened
     every_seconds: as in `QualityModel.score`
     meter: measures how long the model waits for decoding
+    limits: what a file may cost; None is `Limits()`
     """
     check_decoder(decoder)
     batch = batch or model.default_batch
@@ -57,11 +60,14 @@ def score_files(
     settings = model.describe(every_seconds)
     waiting: deque[_Open] = deque()
     samples: list[tuple[_Open, torch.Tensor]] = []
+    limits = limits or Limits()
     if any(map(os.path.exists, paths)):
         model.sampler.prepare()  # compiling is no waiting for decoding
     events = ahead(
         map(_Open, paths),
-        lambda file, ticket: _on_device(_samples(file.row, model, every_seconds, decoder, ticket), model.device),
+        lambda file, ticket: _on_device(
+            _samples(file.row, model, every_seconds, decoder, ticket, limits), model.device
+        ),
         workers=workers,
         jobs_ahead=FILES_AHEAD if on_gpu else workers + 1,
         items_ahead=max(2 * batch, workers) if on_gpu else CLIPS_AHEAD,
@@ -147,40 +153,48 @@ def _on_device(samples: Iterator[torch.Tensor | object], device: torch.device) -
 
 
 def _samples(
-    row: Row, model: QualityModel, every_seconds: float | None, decoder: str, ticket: Ticket
+    row: Row, model: QualityModel, every_seconds: float | None, decoder: str, ticket: Ticket, limits: Limits
 ) -> Iterator[torch.Tensor | object]:
     """Open the file that the row names, fill in what is known of it, and yield its sampled clips.
 
-    With "auto", where a GPU's decoder fails on the way: `RESTART`, then all clips as pyav decodes them.
+    Where `again` says that the file is to be read once more from the start: `RESTART`, then all its clips.
     """
+    guard = ticket.guard = Guard(row.path, limits, strict=True, reserve=ticket.hold)
     check_kind(row.path, model.kind)
     if model.kind == "image":
-        image = read_image(row.path)
+        image = read_image(row.path, max_pixels=limits.image_pixels)
         row.frames, row.height, row.width, row.decoder = 1, *image.shape[:2], "pillow"
-        yield from model.sampler(image)
+        yield from guard.outside(model.sampler(image))
         return
-    try:
-        yield from _clips(row, model, every_seconds, decoder, ticket)
-    except DecodeError:
-        if not falls_back(decoder, row.decoder):
-            raise
-        yield RESTART
-        yield from _clips(row, model, every_seconds, "pyav", ticket)
+    attempt: Attempt | None = Attempt(decoder, None)
+    while attempt is not None:
+        try:
+            yield from _clips(row, model, every_seconds, attempt, guard)
+            break
+        except DecodeError as error:
+            attempt = again(attempt, row.decoder, error)
+            if attempt is None:
+                raise
+            yield RESTART
+    if guard.damage:
+        row.reason = f"frames were concealed: its stream reports errors ({guard.damage})"
 
 
 def _clips(
-    row: Row, model: QualityModel, every_seconds: float | None, decoder: str, ticket: Ticket
+    row: Row, model: QualityModel, every_seconds: float | None, attempt: Attempt, guard: Guard
 ) -> Iterator[torch.Tensor]:
     """The sampled clips of a video."""
-    with open_video(row.path, decoder=decoder, device=model.device) as video:
+    device = model.device
+    with open_video(row.path, decoder=attempt.decoder, threads=attempt.threads, device=device, guard=guard) as video:
         info = video.info
         row.frames, row.width, row.height = info.num_frames, info.width, info.height
         row.duration, row.fps = info.duration_seconds, info.fps
         row.decoder = video.decoder
-        with ticket.hold(video.held_bytes(model.clip_len)):
+        with guard.hold(video.held_bytes(model.clip_len)):
             seconds, clips = model.sample(video, every_seconds)
+            guard.allow_clips(len(seconds))
             row.times = seconds.tolist()
-            yield from clips
+            yield from guard.outside(clips)
 
 
 def _budget(device: torch.device) -> int:

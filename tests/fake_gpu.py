@@ -36,8 +36,8 @@ def fake_gpu() -> Iterator[ModuleType]:
         finally:
             library.current.device = None
 
-    def on_gpu(path, *, decoder="auto", threads=None, device=None):
-        return open_video(path, decoder=decoder, threads=threads, device="cuda")
+    def on_gpu(path, *, decoder="auto", threads=None, device=None, guard=None):
+        return open_video(path, decoder=decoder, threads=threads, device="cuda", guard=guard)
 
     library.current = type("Current", (type(library.current),), {"device": None})()
     with ExitStack() as patches:

@@ -236,13 +236,36 @@ def test_damaged_exif_data_cost_no_image(tmp_path):
 
 def test_sizes_are_looked_at_before_anything_is_decoded(tmp_path):
     assert reason(save(tmp_path / "x.png", NOISE), max_pixels=21 * 34 - 1) == (
-        "34x21 are more than 713 pixels: too many to be trusted"
+        "34x21 are more than 713 pixels (--max-pixels)"
     )
     assert read_image(tmp_path / "x.png", max_pixels=21 * 34).shape == NOISE.shape
     (tmp_path / "bomb.png").write_bytes(png(60_000, 60_000, bytes(1000)))
     assert "60000x60000 are more than 268,435,456 pixels" in reason(tmp_path / "bomb.png")
     (tmp_path / "none.png").write_bytes(png(0, 5, b"\0"))
     assert "PNG header cannot be read (no pixels" in reason(tmp_path / "none.png")
+
+
+def test_jpegs_of_scans_without_end(tmp_path):
+    """Each scan is a pass over all pixels, and 31 bytes long: 3,000 of them took minutes."""
+    path = tmp_path / "x.jpg"
+    Image.new("RGB", (64, 48)).save(path, progressive=True)
+    data = path.read_bytes()
+    scan = data[data.rfind(b"\xff\xda") : -2]
+    path.write_bytes(data[:-2] + 80 * scan + data[-2:])
+    assert read_image(path).shape == (48, 64, 3)
+    path.write_bytes(data[:-2] + 100 * scan + data[-2:])
+    assert reason(path) == "a JPEG of more than 100 scans"
+    thumbnail = b"\xff\xe2" + (2 + 20 * len(scan)).to_bytes(2, "big") + 20 * scan  # of another picture
+    path.write_bytes(data[:2] + 9 * thumbnail + data[2:])
+    assert read_image(path).shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", None])
+def test_a_large_tiff_is_read_in_spite_of_pillows_own_limit(tmp_path, compression, monkeypatch):
+    """Pillow warns from 89 megapixels on, and calls from 179 on damaged; here from 200 and 400 pixels on."""
+    save(tmp_path / "x.tif", NOISE, **({"compression": compression} if compression else {}))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    assert (read_image(tmp_path / "x.tif") == NOISE).all()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures memory as Linux tells it")

@@ -18,7 +18,8 @@ from os import PathLike, fsdecode
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
 
 from sama.decode import nvdec
-from sama.errors import DecodeError, InputError, MissingLibraryError
+from sama.errors import DamageError, DecodeError, InputError, MissingLibraryError
+from sama.limits import Guard, Limits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,10 +65,12 @@ class Video(Protocol):
     """An open video. Different videos may be used from different threads at once, one video from one at a time.
 
     decoder: the name, in `DECODERS`, of the decoder that gives its frames
+    guard: the limits that it is read within, and what damage its stream has reported
     """
 
     info: VideoInfo
     decoder: str
+    guard: Guard
 
     def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, Frame]]:
         """Yield `(index, frame)` for each distinct index, in increasing order, whatever the order of `indices`.
@@ -134,6 +137,7 @@ def open_video(
     decoder: str = "auto",
     threads: int | None = None,
     device: str | torch.device | None = None,
+    guard: Guard | None = None,
 ) -> Video:
     """Open a video file.
 
@@ -142,6 +146,8 @@ def open_video(
         GPU fails on the way, whoever reads whole files (`decode_with`, `Feed`, `score_files`) goes on with "pyav".
     threads: decoding threads of this video; None lets the decoder choose.
     device: where to decode, "cpu", "cuda" or "cuda:N"; None is a GPU where there is one. "pyav" decodes to main memory.
+    guard: what the file may cost; None for no limit but that of pixels. Frames of a stream that is damaged are as the
+        decoder conceals them, which repeats itself with `threads=1` alone
 
     DecodeError where the file is missing or no readable video, or none for the named decoder; InputError for an unknown
     decoder or a bad thread count; MissingLibraryError where the decoder's library is not installed.
@@ -157,9 +163,18 @@ def open_video(
         )
     video_class = getattr(import_module(chosen.module), chosen.cls)
     if chosen.gpu:
-        return video_class(fsdecode(path), threads=threads, device=device)
-    video = video_class(fsdecode(path), threads=threads)
+        return video_class(fsdecode(path), threads=threads, device=device, **_guarded_source(path, threads, guard))
+    video = video_class(fsdecode(path), threads=threads, guard=guard)
     return _on_gpu(video, device) if decoder == "auto" else video
+
+
+def _guarded_source(path: str | PathLike[str], threads: int | None, guard: Guard | None) -> dict[str, PyavVideo]:
+    """The argument `source` of a GPU's decoder, where a guard is to watch over it."""
+    if guard is None:
+        return {}
+    from sama.decode.pyav import PyavVideo
+
+    return {"source": PyavVideo(fsdecode(path), threads=threads, guard=guard)}
 
 
 def _on_gpu(video: PyavVideo, device: str | torch.device | None) -> Video:
@@ -202,24 +217,45 @@ def decode_with(
     decoder: str = "auto",
     threads: int | None = None,
     device: str | torch.device | None = None,
+    guard: Guard | None = None,
 ) -> Result:
-    """`use(video)` of a file; with "auto", where a GPU's decoder fails on the way, once more from the start with pyav.
+    """`use(video)` of a file, once more from the start where `again` says so: with pyav where a GPU's decoder fails on
+    the way, with one thread where the stream is damaged.
 
-    So nothing that `use` gives comes from frames of two decoders. Parameters and errors as for `open_video`.
+    So nothing that `use` gives comes from frames of two decoders, and what it gives repeats itself.
+    guard: what the file may cost; None is `Limits()`. Other parameters and errors as for `open_video`.
     """
-    with open_video(path, decoder=decoder, threads=threads, device=device) as video:
+    guard = guard or Guard(fsdecode(path), Limits())
+    guard.strict = True
+    attempt, used = Attempt(decoder, threads), None
+    while True:
         try:
-            return use(video)
-        except DecodeError:
-            if not falls_back(decoder, video.decoder):
+            with open_video(
+                path, decoder=attempt.decoder, threads=attempt.threads, device=device, guard=guard
+            ) as video:
+                used = video.decoder
+                return use(video)
+        except DecodeError as error:
+            following = again(attempt, used, error)
+            if following is None:
                 raise
-    with open_video(path, decoder="pyav", threads=threads) as video:
-        return use(video)
+            attempt = following
 
 
-def falls_back(decoder: str, used: str | None) -> bool:
-    """Whether a file whose decoding failed is read again with pyav.
+class Attempt(NamedTuple):
+    """How a file is opened."""
 
-    decoder: what was asked for; used: the name of the decoder that failed, None where the file was not even opened
+    decoder: str
+    threads: int | None
+
+
+def again(attempt: Attempt, used: str | None, error: DecodeError) -> Attempt | None:
+    """How a file that could not be read is opened once more, or None.
+
+    used: the name of the decoder that failed, None where the file was not even opened
     """
-    return decoder == "auto" and used not in (None, "pyav")
+    if isinstance(error, DamageError):
+        return Attempt("pyav" if attempt.decoder == "auto" else attempt.decoder, 1)
+    if attempt.decoder == "auto" and used not in (None, "pyav"):
+        return Attempt("pyav", attempt.threads)
+    return None

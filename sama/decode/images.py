@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 import struct
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 
 from sama.errors import DecodeError
+from sama.limits import IMAGE_PIXELS, MAX_SCANS, SCAN, has_too_many_scans
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,12 +20,12 @@ if TYPE_CHECKING:
 # Pillow's names. Others are not tried, so that a file cannot choose what runs: EPS, for one, starts a program.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "GIF", "BMP", "DIB", "JPEG2000", "PPM")
 HEIC_BRANDS = (b"heic", b"heix", b"heif", b"hevc", b"mif1", b"msf1")
-MAX_PIXELS = 1 << 28  # 16384 x 16384, beyond the 200 megapixels of telephones; Pillow alone stops at 179 million
 JPEG_BYTES = 1 << 29  # a larger file is left to Pillow, which reads it piece by piece
+BLOCK_BYTES = 1 << 24  # read at once where a file is only looked through
 STRIP_PIXELS = 1 << 18  # converted at once, so that they stay in the processor's cache
 
 
-def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(path: str | os.PathLike, *, max_pixels: int = IMAGE_PIXELS) -> np.ndarray:
     """An image file as uint8 RGB [H, W, 3]; `DecodeError` with the reason where it cannot be read.
 
     The file's content counts, not its name: the formats are `IMAGE_FORMATS`, as far as the installed Pillow reads them
@@ -38,7 +40,8 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.n
     moving       the first frame of a GIF, PNG, WebP or AVIF animation; the first page of a TIFF
     refused      floating point and 32-bit integers, whose range nothing tells, and CIELAB
 
-    max_pixels: more than this by the header are refused before anything is decoded. Memory at the peak is 3 bytes a
+    max_pixels: more than this by the header are refused before anything is decoded, and so is a JPEG of more than
+    `MAX_SCANS` scans. Memory at the peak is 3 bytes a
     pixel and the file itself for a flawless JPEG, at most 7 bytes for the rest, 11 for a turned TIFF.
 
     Every JPEG is decoded whole. The thumbnail takes rows about `H / 256` apart: for up to 4,096 rows that is at least
@@ -71,8 +74,11 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.n
 
 def _decode(file: BinaryIO, name: str, max_pixels: int) -> np.ndarray:
     with _identify(file, name, max_pixels) as image:
+        if image.format in ("JPEG", "MPO"):
+            _check_scans(file, name)
         pixels = _decode_jpeg(file, image) if _is_plain_jpeg(image) else None
         if pixels is None:
+            _allocate(image)
             image.load()  # a TIFF is turned by Pillow, here
             turn = _turn(image)
             pixels = np.empty((image.height, image.width, 3), np.uint8)
@@ -110,6 +116,8 @@ def _identify(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
             try:
                 image = factory(file, name)
                 break
+            except Image.DecompressionBombError as error:
+                raise DecodeError(name, f"more pixels than Pillow reads in {form} ({error})") from error
             except (SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error) as error:
                 said = str(error).replace("not identified by this driver", "no pixels, or of an unknown kind")
                 damage = damage or f"damaged image, its {form} header cannot be read ({said})"
@@ -120,8 +128,26 @@ def _identify(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
         raise DecodeError(name, damage or f"not an image in a format that is read here ({known})")
     if image.width * image.height > max_pixels:
         size = f"{image.width}x{image.height}"
-        raise DecodeError(name, f"{size} are more than {max_pixels:,} pixels: too many to be trusted")
+        raise DecodeError(name, f"{size} are more than {max_pixels:,} pixels (--max-pixels)")
     return image
+
+
+def _check_scans(file: BinaryIO, name: str) -> None:
+    """`DecodeError` where a JPEG has scans without end, each of which is a pass over all its pixels."""
+    file.seek(0)
+    if sum(block.count(SCAN) for block in iter(lambda: file.read(BLOCK_BYTES), b"")) > MAX_SCANS:  # seldom
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if has_too_many_scans(memoryview(data)):
+                raise DecodeError(name, f"a JPEG of more than {MAX_SCANS} scans")
+
+
+def _allocate(image: Image.Image) -> None:
+    """Make room for the pixels of a large TIFF, as Pillow would, but for its own limit: ours has been looked at."""
+    size = getattr(image, "_tile_size", None)
+    if image.format == "TIFF" and size is not None:
+        from PIL import Image
+
+        image.im = Image.core.new(image.mode, size)
 
 
 def _decode_jpeg(file: BinaryIO, image: Image.Image) -> np.ndarray | None:

@@ -28,7 +28,8 @@ from av.container import Flags
 from av.stream import Disposition
 
 from sama.decode.nal import hevc_layer, is_entry, nal_length, picture_of
-from sama.errors import DecodeError
+from sama.errors import DamageError, DecodeError
+from sama.limits import MAX_SCANS, SCAN, Guard, has_too_many_scans
 
 MAX_THREADS = 4
 THREAD_BYTES = 40 << 20  # of frames, one per thread: three threads at 2160p, one at 2160p with 10 bits
@@ -37,6 +38,10 @@ SEEK_BYTES = 16 << 20  # reading past fewer bytes is as fast as seeking, and can
 
 # Decoders whose "NONREF" leaves out no frame that another one refers to.
 SKIPS_EXACTLY = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8"})
+# Decoders that pass over damaged slices without a word, unless they are told to stop there.
+SILENT_DECODERS = frozenset({"hevc", "vvc"})
+# Decoders whose frame threads take the pixels of damaged slices from frames that other threads are still at.
+SLICE_THREADS = frozenset({"ffv1"})
 # Side data that changes how all packets after it are read: such packets cannot be left out.
 STATEFUL_SIDE_DATA: tuple[Literal["new_extradata", "param_change"], ...] = ("new_extradata", "param_change")
 
@@ -202,20 +207,33 @@ class PacketIndex:
 
 
 class Source:
-    """One open container, its video stream and decoder; `position` is the number of the packet to be read next."""
+    """One open container, its video stream and decoder; `position` is the number of the packet to be read next.
 
-    def __init__(self, path: str, threads: int | None, *, thread_type: Literal["AUTO", "SLICE"] = "AUTO"):
-        self.path, self.threads = path, threads
-        self.container = open_container(path)
+    With one thread it decodes a damaged stream the same way every time. With more, which pixels stand in for the
+    damaged ones depends on how far each thread is: then damage is a `DamageError`, if the guard is strict.
+    """
+
+    def __init__(self, path: str, threads: int | None, guard: Guard):
+        self.path, self.threads, self.guard = path, threads, guard
+        self.container = open_container(path, guard)
         try:
             self.stream = video_stream(path, self.container)
+            self.context = self.stream.codec_context
+            guard.check_pixels(self.context.width, self.context.height)
+            self.has_size = self.context.width > 0  # FFmpeg forgets a size that it was told to refuse
         except BaseException:
             self.container.close()
             raise
-        self.context = self.stream.codec_context
-        self.context.thread_type = thread_type
+        canonical = self.context.codec.canonical_name
+        self.context.thread_type = "SLICE" if canonical in SLICE_THREADS else "AUTO"
         self.context.thread_count = threads or default_threads(self.context)
+        self.strict = guard.strict and threads != 1
+        options = {"max_pixels": guard.limits.ffmpeg_pixels}
+        if self.strict and canonical in SILENT_DECODERS:
+            options["err_detect"] = "explode"
+        self.context.options = options
         self.position = 0
+        self.frames = 0  # that the decoder has given
         self.error = ""  # the decoder's last complaint
         self._packets: Iterator[av.Packet] = self._demux()
 
@@ -232,6 +250,9 @@ class Source:
     def packets(self) -> Iterator[tuple[int, av.Packet]]:
         """`(number, packet)` from `position` on; the end of the file is where FFmpeg cannot read on."""
         for packet in self._packets:
+            self.guard.check_time()
+            if self.codec == "mjpeg" and bytes(packet).count(SCAN) > MAX_SCANS and has_too_many_scans(bytes(packet)):
+                raise DecodeError(self.path, f"frame {self.position} is a JPEG of more than {MAX_SCANS} scans")
             self.position += 1
             yield self.position - 1, packet
 
@@ -269,17 +290,32 @@ class Source:
         if self.position <= run.first:
             return self
         self.close()  # the seek failed: read from the start
-        return Source(self.path, self.threads)
+        return Source(self.path, self.threads, self.guard)
 
     def decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
-        """Frames that come out once `packet` has gone in; None empties the decoder. Damage is passed over."""
+        """Frames that come out once `packet` has gone in; None empties the decoder. Damage is noted and passed over.
+
+        DamageError in its place where the source is strict.
+        """
         try:
-            return self.context.decode(packet)
+            frames = self.context.decode(packet)
         except av.error.FFmpegError as error:
             if isinstance(error, MemoryError):
                 raise
             self.error = error.strerror or ""
+            self._note_damage(self.error)
             return []
+        self.frames += len(frames)
+        if any(frame.is_corrupt for frame in frames):
+            self._note_damage("damaged frames")
+        return frames
+
+    def _note_damage(self, what: str) -> None:
+        """What cannot be decoded before the first frame leaves no trace in any other."""
+        if self.frames:
+            self.guard.damage = self.guard.damage or what
+            if self.strict:
+                raise DamageError(self.path, f"its stream is damaged ({what})")
 
     def decode_alone(self, packet: av.Packet) -> list[av.VideoFrame]:
         """Frames of one packet at once; leaves the decoder empty."""
@@ -356,14 +392,15 @@ def check_file(path: str) -> None:
         raise DecodeError(path, "the file is empty")
 
 
-def open_container(path: str) -> av.container.InputContainer:
+def open_container(path: str, guard: Guard) -> av.container.InputContainer:
     """Open a file whose format is in `CONTAINERS`; no other file is opened, and no connection made, whatever it says.
 
     DecodeError where FFmpeg takes it for anything else, by its content or its name, or cannot read it.
     """
-    options = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
+    lists = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
+    limits = {"max_pixels": guard.limits.ffmpeg_pixels}  # FFmpeg decodes some frames to learn of the stream
     try:
-        container = av.open(f"file:{path}", "r", container_options=options, **LENIENT_METADATA)
+        container = av.open(f"file:{path}", "r", options=limits, container_options=lists, **LENIENT_METADATA)
     except (av.error.FFmpegError, OSError) as error:
         with open(path, "rb") as file:
             start = file.read(KIND_BYTES)

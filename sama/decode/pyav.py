@@ -23,6 +23,7 @@ from sama.decode.nal import nal_length, parameter_sets
 from sama.decode.packets import PacketIndex, Source, check_file, frame_seconds, read_packets
 from sama.errors import DecodeError, InputError
 from sama.frames import Frame, Matrix
+from sama.limits import Guard
 
 MATRIX_OF_TAG: dict[int, Matrix] = {1: "bt709", 2: "bt601", 5: "bt601", 6: "bt601"}  # AVColorSpace; 2 is "unspecified"
 FULL_RANGE_TAG = 2  # AVCOL_RANGE_JPEG
@@ -34,6 +35,7 @@ class PyavVideo:
     """`sama.decode.Video` with PyAV.
 
     threads: decoding threads; None for as many as there are cores and `packets.default_threads` allows
+    guard: what the file may cost, and what damage does; None for no limit of time, and damage passed over
 
     The GPU decoders read files through one of these, their `source`. Beside `Video`'s, they use its attributes
 
@@ -48,16 +50,19 @@ class PyavVideo:
 
     decoder = "pyav"
 
-    def __init__(self, path: str, *, threads: int | None = None):
+    def __init__(self, path: str, *, threads: int | None = None, guard: Guard | None = None):
         check_file(path)
+        self.guard = guard or Guard(path)
         self.decoded = 0  # frames the decoder has given, wanted or not
         self._path = path
         self._threads = threads
         self._closed = False
-        source = Source(path, threads)
+        source = Source(path, threads, self.guard)
         self._source: Source | None = source  # kept open for the first call of `frames`
         try:
-            self._open(source)
+            width, height = source.context.width, source.context.height
+            with self.guard.hold(DECODER_FRAMES * width * height * 3 // 2):
+                self._open(source)
         except BaseException:
             self.close()
             raise
@@ -68,7 +73,10 @@ class PyavVideo:
             raise DecodeError(self._path, "its video stream holds no frames")
         if first is None:
             why = f" ({source.error})" if source.error else ""
+            if not source.has_size:
+                why += f"; frames of more than {self.guard.limits.video_pixels:,} pixels are not (--max-pixels)"
             raise DecodeError(self._path, f"none of its {len(packets)} {source.codec} packets can be decoded{why}")
+        self.guard.check_pixels(first.width, first.height)
         self.orientation = Orientation.of(first)
         self.decoded_size = first.width, first.height
         self.matrix, self.full_range = color_of(first)
@@ -172,7 +180,7 @@ class PyavVideo:
 
     def _decode_planned(self, index: PacketIndex, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """The wanted frames; fewer where the decoder's output does not agree with the index."""
-        source = self._source or Source(self._path, self._threads)
+        source = self._source or Source(self._path, self._threads, self.guard)
         self._source = None
         try:
             for run in index.runs(wanted):
@@ -200,7 +208,7 @@ class PyavVideo:
         index = self.index
         if index is None:
             raise InputError(f"{self._path}: its time stamps do not tell which packet shows which frame")
-        source = Source(self._path, self._threads)
+        source = Source(self._path, self._threads, self.guard)
         try:
             end = 0
             for run in index.runs(wanted):
@@ -218,8 +226,8 @@ class PyavVideo:
             source.close()
 
     def _decode_all(self) -> Iterator[av.VideoFrame]:
-        """Every frame from the start, without frame threads, which can lose frames at the end of a damaged file."""
-        source = Source(self._path, self._threads, thread_type="SLICE")
+        """Every frame from the start, with one thread: others can lose frames at the end of a damaged file."""
+        source = Source(self._path, 1, self.guard)
         try:
             for _, packet in source.packets():
                 for frame in source.decode(packet):
@@ -254,6 +262,7 @@ class SourcedVideo:
 
     def __init__(self, source: PyavVideo, problem: str | None):
         self.source = source
+        self.guard = source.guard
         self.info = source.info
         self._closed = False
         if problem is not None:

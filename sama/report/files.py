@@ -24,6 +24,7 @@ from sama.report.scale import Scale, contract, meaning, scale_of_rows
 
 if TYPE_CHECKING:
     from sama.journal import Row
+    from sama.limits import Limits
     from sama.model import QualityModel
 
 POINTS_OF_A_FILE, POINTS_OF_A_PAGE = 600, 200_000  # of timelines
@@ -202,13 +203,19 @@ def _hints(
 
 
 def report_file(
-    path: str, model: QualityModel, out: str | os.PathLike[str], *, every_seconds: float | None, decoder: str
+    path: str,
+    model: QualityModel,
+    out: str | os.PathLike[str],
+    *,
+    every_seconds: float | None,
+    decoder: str,
+    limits: Limits,
 ) -> None:
     """The page of one file: score it, and show it alone, with more of its moments. Errors as `QualityModel.score`."""
     from sama.errors import DecodeError
     from sama.scoring import score_files
 
-    (row,) = score_files([path], model, every_seconds=every_seconds, decoder=decoder)
+    (row,) = score_files([path], model, every_seconds=every_seconds, decoder=decoder, limits=limits)
     if row.status != "ok":
         raise DecodeError(path, row.reason)
     write_report([row], out, model=model, moments=4, title=os.path.basename(os.fsdecode(path)), root=Path())
