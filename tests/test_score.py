@@ -195,7 +195,7 @@ def test_an_image_is_not_scored_by_a_video_model(model, tmp_path):
     (row,) = score_files([str(tmp_path / "image.png")], model)
     assert (row.status, row.reason) == (
         "error",
-        "is an image; the model scores videos; an image model scores it (--weights)",
+        "is an image; the model scores videos; an image model scores it (--weights packaged-image)",
     )
 
 
