@@ -1,0 +1,178 @@
+"""Pico networks: the stem behind whose filters fragments do not see each other, and what videos and images share."""
+
+import numpy as np
+import pytest
+import torch
+
+from sama.errors import CheckpointError
+from sama.model import QualityModel, load_model
+from sama.models import ImageQuality, VideoQuality, build, load_weights, save_weights
+from sama.models.stem import FragmentStem
+from sama.models.swin3d import cut_patches
+from sama.training.loop import jitter
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return VideoQuality("pico").eval()
+
+
+def clips(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(("frames", "tokens"), [(1, 1), (2, 1), (5, 3), (8, 4)])
+def test_a_value_for_each_fragment_of_each_pair_of_frames(model, frames, tokens):
+    with torch.no_grad():
+        assert model(clips(1, 3, frames, 224, 224)).shape == (1, 1, tokens, 7, 7)
+
+
+def test_an_odd_last_frame_stands_still(model):
+    x = clips(1, 3, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), model(torch.cat([x, x[:, :, -1:]], 2)))
+
+
+def test_patches_and_frames_give_the_same(model):
+    x = clips(2, 3, 4, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(model(cut_patches(x)), model(x))
+
+
+def test_a_score_does_not_depend_on_its_batch(model):
+    x = clips(3, 3, 2, 224, 224)
+    with torch.inference_mode():
+        together = model.score(x)
+        alone = torch.cat([model.score(one) for one in x.split(1)])
+    assert torch.equal(together, alone)
+
+
+def test_evaluation_on_a_cpu_is_what_is_trained(model):
+    x = clips(1, 3, 4, 224, 224)
+    with torch.inference_mode():
+        plain = model(x)
+    torch.testing.assert_close(plain, model(x).detach(), rtol=1e-4, atol=1e-4)  # with gradients: not in chunks
+
+
+@pytest.mark.parametrize("fragment", [16, 32, 40])
+def test_the_stem_does_not_look_over_a_fragments_border(fragment):
+    torch.manual_seed(0)
+    stem = FragmentStem(8, (4, 6), (2, 3))
+    stem.start()
+    x = clips(1, 3, 2, 2 * fragment, 3 * fragment)
+    changed = x.clone()
+    changed[..., :fragment, fragment : 2 * fragment] += 1
+    before, after = (stem(cut_patches(frames)) for frames in (x, changed))
+    size = fragment // 8
+    assert before.shape == (1, 1, 2 * size, 3 * size, 8)
+    differs = (before != after).any(-1)[0, 0]
+    assert differs[:size, size : 2 * size].all()
+    differs[:size, size : 2 * size] = False
+    assert not differs.any()
+
+
+def test_the_first_filters_see_detail_and_not_brightness(model):
+    stem = model.backbone.stem
+    weight = stem.filters.weight
+    assert not weight.requires_grad
+    detail = weight[:-3].flatten(2).sum(-1)
+    along_time = weight[:-3].sum((1, 2, 3))
+    torch.testing.assert_close(along_time, torch.zeros(17), atol=1e-5, rtol=0)  # an even change of all frames
+    assert (detail.abs().amax(1) > 1).sum() == 2  # only the differences of frames see a frame that is brighter
+
+
+def test_an_untrained_model_learns_the_sharper_of_two():
+    torch.manual_seed(0)
+    model = VideoQuality("pico", dropout=0.0, drop_path=0.0)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+    sharp = clips(4, 3, 2, 224, 224)
+    soft = torch.nn.functional.avg_pool3d(sharp, (1, 3, 3), 1, (0, 1, 1))
+    x, y = torch.cat([sharp, soft]), torch.tensor([1.0] * 4 + [0.0] * 4)
+    losses = []
+    for _ in range(12):
+        loss = ((model.score(x) - y) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 4
+
+
+def test_a_still_video_and_its_image_share_weights(model, tmp_path):
+    metadata = {"mode": "sama-c", "grid": [7, 7], "fragment": [32, 32], "clip_len": 2, "interval": 1, "num_clips": 1}
+    save_weights(model, tmp_path / "video.safetensors", metadata=metadata)
+    image_model = ImageQuality("pico", grid=(7, 7)).eval()
+    report = load_weights(image_model, tmp_path / "video.safetensors")
+    assert (report.missing, report.dropped) == ((), ())
+    image = clips(2, 3, 224, 224)
+    with torch.no_grad():
+        still = model(image[:, :, None].expand(-1, -1, 2, -1, -1))
+        torch.testing.assert_close(image_model(image), still.flatten(1))
+
+
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_a_checkpoint_says_which_of_the_two_it_is(kind, tmp_path):
+    torch.manual_seed(3)
+    model = VideoQuality("pico") if kind == "video" else ImageQuality("pico", grid=(5, 5))
+    metadata = {"mode": "sama-c" if kind == "video" else "sama", "grid": [5, 5], "fragment": [32, 32]}
+    save_weights(model, tmp_path / "x.safetensors", metadata=metadata)
+    built = build(tmp_path / "x.safetensors")
+    assert (built.model.kind, built.model.size) == (kind, "pico")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, built.model.state_dict()[name])
+
+
+@pytest.mark.parametrize(("size", "grid"), [("pico", (7, 8)), ("tiny", (7, 7)), ("nano", (7, 7))])
+def test_an_image_grid_that_does_not_fit_is_refused(size, grid):
+    with pytest.raises(ValueError, match="expected a square one"):
+        ImageQuality(size, grid=grid)
+
+
+def test_an_image_of_another_shape_is_refused():
+    model = ImageQuality("pico", grid=(7, 7))
+    with pytest.raises(ValueError, match=r"expected \[B, 3, 224, 224\]"):
+        model(torch.zeros(1, 3, 224, 200))
+
+
+SCALED = {"scale": {"name": "VMAF v0.6.1", "least": 0, "most": 100}}
+SAMPLING = {"mode": "fragments", "grid": [2, 2], "fragment": [32, 32], "clip_len": 2, "interval": 1, "num_clips": 1}
+
+
+@pytest.mark.parametrize(("offset", "expected"), [(1e4, 100.0), (-1e4, 0.0)])
+def test_scores_stay_on_their_scale(offset, expected):
+    module = VideoQuality("pico", grid=(2, 2)).eval()
+    with torch.no_grad():
+        module.head.fc_last.bias.fill_(offset)
+    model = QualityModel(module, {**SAMPLING, **SCALED, "kind": "video"}, "a test")
+    result = model.score(np.zeros((4, 64, 64, 3), np.uint8))
+    assert (result.score, result.clips, result.scale) == (expected, (expected,), "VMAF v0.6.1")
+    assert (result.mos, result.mos_scale) == (None, None)
+    assert "scores in VMAF v0.6.1" in repr(model)
+
+
+@pytest.mark.parametrize(
+    "scale", [3, {"name": "x"}, {"name": 4, "least": 0, "most": 1}, {"name": "x", "least": "0", "most": 1}]
+)
+def test_a_scale_that_is_none_is_refused(scale):
+    with pytest.raises(CheckpointError, match="expected a name, least and most"):
+        QualityModel(VideoQuality("pico", grid=(2, 2)), {**SAMPLING, "scale": scale, "kind": "video"}, "a test")
+
+
+def test_jitter_changes_contrast_and_light_alike_in_both_layouts():
+    x = clips(2, 3, 4, 32, 32)
+    torch.manual_seed(5)
+    frames = jitter(x, 0.3)
+    torch.manual_seed(5)
+    patches = jitter(cut_patches(x), 0.3)
+    torch.testing.assert_close(cut_patches(frames), patches)
+    for one, changed in zip(x, frames):
+        slopes = [np.polyfit(one[c].flatten(), changed[c].flatten(), 1) for c in range(3)]
+        assert np.ptp([slope for slope, _ in slopes]) < 1e-4
+        assert 0.7 <= slopes[0][0] <= 1.3
+        assert abs(slopes[0][1]) <= 0.45
+    assert not torch.equal(frames[0] - x[0], frames[1] - x[1])
+
+
+def test_the_packaged_name_loads_the_packaged_model():
+    assert load_model("packaged").module.size == "pico"
