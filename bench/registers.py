@@ -1,6 +1,6 @@
 """Compile every variant of the Triton kernel for Hopper, without a GPU, and report what each takes of one.
 
-    python bench/registers.py [--json FILE]
+    python bench/registers.py [--json FILE] [--match EXPRESSION]
 
 Occupancy: how many of the 64 warps of a multiprocessor its registers leave room for. Instructions: of the machine's own
 (SASS), that a thread executes for each of its output pixels; the kernel has no loop, so that they can be counted.
@@ -100,6 +100,7 @@ def resource_usage(cubin: bytes) -> dict[str, int]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the rows there as well")
+    parser.add_argument("--match", default="", help="only variants whose names this expression is found in")
     options = parser.parse_args()
     rows = []
     print(
@@ -107,6 +108,8 @@ def main():
         f"{'instructions/pixel':>18}"
     )
     for name, arguments in variants():
+        if not re.search(options.match, name):
+            continue
         row = {
             "variant": name,
             "target": f"sm_{TARGET.arch}",
