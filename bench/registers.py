@@ -1,8 +1,9 @@
 """Compile every variant of the Triton kernel for Hopper, without a GPU, and report what each takes of one.
 
-    python bench/registers.py [--json FILE]
+    python bench/registers.py [--json FILE] [--match EXPRESSION]
 
-Occupancy: how many of the 64 warps of a multiprocessor its registers leave room for.
+Occupancy: how many of the 64 warps of a multiprocessor its registers leave room for. Instructions: of the machine's own
+(SASS), that a thread executes for each of its output pixels; the kernel has no loop, so that they can be counted.
 """
 
 import argparse
@@ -33,10 +34,14 @@ def variants():
     modes = {mode: plan_video(mode, 1080, 1920) for mode in ("sama", "sama-swm", "sama-spm")}
     modes["fragments"] = plan_video("fragments", 180, 240)
     for (mode, plan), kind, layout, dtype in itertools.product(
-        modes.items(), ("rgb", "corrected", "yuv420"), ("video", "patches"), DTYPES
+        modes.items(), ("rgb", "corrected", "nv12"), ("video", "patches"), DTYPES
     ):
-        source = {"yuv": kind == "yuv420", "correct": kind == "corrected"}
+        source = {"yuv": kind == "nv12", "correct": kind == "corrected"}
         yield f"{mode}-{kind}-{layout}-{dtype}", {"plan": plan, **source, "layout": layout, "dtype": dtype}
+    rgb = {"plan": modes["sama"], "yuv": False, "correct": False, "layout": "patches", "dtype": "float32"}
+    yield "sama-rgb-planar-patches-float32", rgb | {"packed": False}
+    yield "sama-i420-patches-float32", rgb | {"yuv": True, "packed": False}
+    yield "sama-nv12-beyond-2-GiB-patches-float32", rgb | {"yuv": True, "wide": True}
     turned = {"plan": plan_image("sama", 768, 1024, flip=True, angle=30.0), "yuv": False, "correct": False}
     for dtype in DTYPES:
         yield (
@@ -45,10 +50,11 @@ def variants():
         )
 
 
-def compile_variant(plan, yuv, correct, layout, dtype, block=None, num_warps=None):
+def compile_variant(plan, yuv, correct, layout, dtype, packed=True, wide=False, block=None, num_warps=None):
     """Registers, spilled bytes and shared memory of one variant; the launcher's configuration unless told."""
     default_block, default_warps = fused.configuration()
-    constants = fused.constants([plan], yuv=yuv, correct=correct, layout=layout) | {"BLOCK": block or default_block}
+    source = {"yuv": yuv, "correct": correct, "packed": packed, "wide": wide}
+    constants = fused.constants([plan], **source, layout=layout, block=block or default_block)
     signature = {
         name: "constexpr" if name in constants else POINTERS.get(name, "i32" if name == "frames" else "fp32")
         for name in fused.sample_kernel.arg_names
@@ -57,16 +63,35 @@ def compile_variant(plan, yuv, correct, layout, dtype, block=None, num_warps=Non
     source = ASTSource(fn=fused.sample_kernel, signature=signature, constexprs=constants)
     kernel = triton.compile(source, target=TARGET, options={"num_warps": warps, "enable_fp_fusion": False})
     usage = resource_usage(kernel.asm["cubin"])
+    usage["instructions_per_pixel"] = instructions(kernel.asm["cubin"]) * 32 * warps / constants["BLOCK"]
     usage["warps_resident"] = min(64, REGISTERS_PER_SM // (max(usage["registers"], 1) * 32) // warps * warps)
     return {"block": constants["BLOCK"], "num_warps": warps, **usage}
 
 
-def resource_usage(cubin: bytes) -> dict[str, int]:
+def disassembly(cubin: bytes, option: str) -> str:
     cuobjdump = triton.knobs.nvidia.cuobjdump.path
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([cuobjdump, option, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def instructions(cubin: bytes) -> int:
+    """What a thread executes at most: everything up to the end, behind which there is filling.
+
+    RuntimeError for a kernel with a loop, whose instructions cannot be counted so.
+    """
+    lines = re.findall(r"^\s+/\*([0-9a-f]+)\*/\s+([^;]+);", disassembly(cubin, "-sass"), re.M)
+    end = max(number for number, (_, text) in enumerate(lines) if "EXIT" in text)
+    for address, text in lines[:end]:
+        jump = re.search(r"BRA (?:`?\(?[\w.]*\)?,? ?)?(0x[0-9a-f]+)", text)
+        if jump and int(jump[1], 16) <= int(address, 16):
+            raise RuntimeError(f"the kernel has a loop: {address}: {text}")
+    return sum(not text.startswith("NOP") for _, text in lines[: end + 1])
+
+
+def resource_usage(cubin: bytes) -> dict[str, int]:
+    text = disassembly(cubin, "-res-usage")
     fields = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", text)}
     spilled = fields["STACK"] + fields["LOCAL"]
     return {"registers": fields["REG"], "spilled_bytes": spilled, "shared_bytes": fields["SHARED"]}
@@ -75,10 +100,16 @@ def resource_usage(cubin: bytes) -> dict[str, int]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the rows there as well")
+    parser.add_argument("--match", default="", help="only variants whose names this expression is found in")
     options = parser.parse_args()
     rows = []
-    print(f"{'variant':44} {'block':>5} {'warps':>5} {'registers':>9} {'spilled':>7} {'resident warps':>14}")
+    print(
+        f"{'variant':44} {'block':>5} {'warps':>5} {'registers':>9} {'spilled':>7} {'resident warps':>14} "
+        f"{'instructions/pixel':>18}"
+    )
     for name, arguments in variants():
+        if not re.search(options.match, name):
+            continue
         row = {
             "variant": name,
             "target": f"sm_{TARGET.arch}",
@@ -88,7 +119,7 @@ def main():
         rows.append(row)
         print(
             f"{name:44} {row['block']:5} {row['num_warps']:5} {row['registers']:9} {row['spilled_bytes']:7} "
-            f"{row['warps_resident']:14}"
+            f"{row['warps_resident']:14} {row['instructions_per_pixel']:18.1f}"
         )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -37,9 +37,9 @@ ALIGN = 16  # bytes; tables begin at multiples, whatever the batch, so that one 
 
 
 @triton.jit
-def _weigh(p_origin, step, within, size, mask):
+def _weigh(p_origin, step, within, size, mask, WHOLE: tl.constexpr):
     """Both taps and the weight of the second on one axis: at = max(step * (origin + within + 0.5) - 0.5, 0)."""
-    origin = tl.load(p_origin, mask=mask, other=0)
+    origin = _load(p_origin, mask, WHOLE)
     at = tl.maximum(step * ((origin + within).to(tl.float32) + 0.5) - 0.5, 0.0)
     first = tl.minimum(at.to(tl.int32), size - 1)
     return first, tl.minimum(first + 1, size - 1), at - first.to(tl.float32)
@@ -65,18 +65,36 @@ def _turn(p_warp, y, x, height, width, mask):
 
 
 @triton.jit
-def _rgb(p_first, p_second, p_third, p_sample, p_warp, y, x, mask, YUV: tl.constexpr, WARP: tl.constexpr):
+def _load(p, mask, WHOLE: tl.constexpr):
+    """A value of each pixel; without a mask where every pixel of every program is one of the picture's."""
+    if WHOLE:
+        value = tl.load(p)
+    else:
+        value = tl.load(p, mask=mask, other=0)
+    return value.to(tl.int32)
+
+
+@triton.jit
+def _rgb(
+    p_first, p_second, p_third, p_sample, p_warp, y, x, mask,
+    YUV: tl.constexpr, PACKED: tl.constexpr, WIDE: tl.constexpr, WARP: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
     """R, G, B of the source pixels (y, x), float32 0..255; see `kernels.color` for the integer arithmetic."""
     if WARP:
         y, x, mask = _turn(p_warp, y, x, tl.load(p_sample), tl.load(p_sample + 1), mask)
-    o_first = y.to(tl.int64) * tl.load(p_sample + 2) + x * tl.load(p_sample + 4)
-    o_other = o_first
+    rows, columns = y, x
+    if WIDE:
+        rows, columns = y.to(tl.int64), x.to(tl.int64)
+    o_first = rows * tl.load(p_sample + 2) + columns * tl.load(p_sample + 4)
+    first = _load(p_first + o_first, mask, WHOLE and not WARP)
     if YUV:
-        o_other = (y >> 1).to(tl.int64) * tl.load(p_sample + 3) + (x >> 1) * tl.load(p_sample + 5)
-    first = tl.load(p_first + o_first, mask=mask, other=0).to(tl.int32)
-    second = tl.load(p_second + o_other, mask=mask, other=0).to(tl.int32)
-    third = tl.load(p_third + o_other, mask=mask, other=0).to(tl.int32)
-    if YUV:
+        o_other = (rows >> 1) * tl.load(p_sample + 3) + (columns >> 1) * tl.load(p_sample + 5)
+        if PACKED:  # U and V lie side by side, U at an even address
+            pair = _load((p_second + o_other).to(tl.pointer_type(tl.uint16)), mask, WHOLE)
+            second, third = pair & 255, pair >> 8
+        else:
+            second = _load(p_second + o_other, mask, WHOLE)
+            third = _load(p_third + o_other, mask, WHOLE)
         luma = ((8 * first + tl.load(p_sample + 6)) * tl.load(p_sample + 7)) >> 16
         u, v = 8 * second - 1024, 8 * third - 1024
         first = luma + (v * tl.load(p_sample + 8) >> 16)
@@ -85,6 +103,12 @@ def _rgb(p_first, p_second, p_third, p_sample, p_warp, y, x, mask, YUV: tl.const
         first = tl.minimum(tl.maximum(first, 0), 255)
         second = tl.minimum(tl.maximum(second, 0), 255)
         third = tl.minimum(tl.maximum(third, 0), 255)
+    elif PACKED:  # R, G, B lie side by side: one address
+        second = _load(p_first + o_first + 1, mask, WHOLE and not WARP)
+        third = _load(p_first + o_first + 2, mask, WHOLE and not WARP)
+    else:
+        second = _load(p_second + o_first, mask, WHOLE and not WARP)
+        third = _load(p_third + o_first, mask, WHOLE and not WARP)
     return first.to(tl.float32), second.to(tl.float32), third.to(tl.float32)
 
 
@@ -111,8 +135,8 @@ def sample_kernel(
     # constants
     GRID_H: tl.constexpr, GRID_W: tl.constexpr, FRAGMENT_H: tl.constexpr, FRAGMENT_W: tl.constexpr,
     CELL_H: tl.constexpr, CELL_W: tl.constexpr, MASKED: tl.constexpr, TRUNCATE: tl.constexpr, YUV: tl.constexpr,
-    WARP: tl.constexpr, CORRECT: tl.constexpr, PATCHES: tl.constexpr, PATCH_T: tl.constexpr, PATCH_H: tl.constexpr,
-    PATCH_W: tl.constexpr, BLOCK: tl.constexpr,
+    PACKED: tl.constexpr, WIDE: tl.constexpr, WARP: tl.constexpr, CORRECT: tl.constexpr, PATCHES: tl.constexpr,
+    PATCH_T: tl.constexpr, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """`out = (four-tap blend - mean) / std` for BLOCK pixels of one frame (PATCHES: of PATCH_T frames) of one clip."""
     HEIGHT: tl.constexpr = GRID_H * FRAGMENT_H
@@ -143,18 +167,18 @@ def sample_kernel(
     p_sample = p_samples + clip * SAMPLE_FIELDS
     height, width = tl.load(p_sample), tl.load(p_sample + 1)
     p_origin = p_origins + ((slot * GRID_H + y // FRAGMENT_H) * GRID_W + x // FRAGMENT_W) * 2
-    y0, y1, wy = _weigh(p_origin, tl.load(p_steps + slot * 2), y % FRAGMENT_H, height, mask)
-    x0, x1, wx = _weigh(p_origin + 1, tl.load(p_steps + slot * 2 + 1), x % FRAGMENT_W, width, mask)
+    y0, y1, wy = _weigh(p_origin, tl.load(p_steps + slot * 2), y % FRAGMENT_H, height, mask, WHOLE)
+    x0, x1, wx = _weigh(p_origin + 1, tl.load(p_steps + slot * 2 + 1), x % FRAGMENT_W, width, mask, WHOLE)
 
     p_frame = p_frames + (clip * frames + t) * 3
     p_first = tl.load(p_frame).to(tl.pointer_type(tl.uint8))
     p_second = tl.load(p_frame + 1).to(tl.pointer_type(tl.uint8))
     p_third = tl.load(p_frame + 2).to(tl.pointer_type(tl.uint8))
-    p_warp = p_warps + clip * WARP_FIELDS
-    r00, g00, b00 = _rgb(p_first, p_second, p_third, p_sample, p_warp, y0, x0, mask, YUV, WARP)
-    r01, g01, b01 = _rgb(p_first, p_second, p_third, p_sample, p_warp, y0, x1, mask, YUV, WARP)
-    r10, g10, b10 = _rgb(p_first, p_second, p_third, p_sample, p_warp, y1, x0, mask, YUV, WARP)
-    r11, g11, b11 = _rgb(p_first, p_second, p_third, p_sample, p_warp, y1, x1, mask, YUV, WARP)
+    planes = (p_first, p_second, p_third, p_sample, p_warps + clip * WARP_FIELDS)
+    r00, g00, b00 = _rgb(*planes, y0, x0, mask, YUV, PACKED, WIDE, WARP, WHOLE)
+    r01, g01, b01 = _rgb(*planes, y0, x1, mask, YUV, PACKED, WIDE, WARP, WHOLE)
+    r10, g10, b10 = _rgb(*planes, y1, x0, mask, YUV, PACKED, WIDE, WARP, WHOLE)
+    r11, g11, b11 = _rgb(*planes, y1, x1, mask, YUV, PACKED, WIDE, WARP, WHOLE)
 
     r = _blend(r00, r01, r10, r11, wy, wx)
     g = _blend(g00, g01, g10, g11, wy, wx)
@@ -171,9 +195,15 @@ def sample_kernel(
     g = (g - mean_g) * scale_g
     b = (b - mean_b) * scale_b
     p_out += tl.load(p_places + clip) * (frames.to(tl.int64) * (3 * HEIGHT * WIDTH)) + o_out
-    tl.store(p_out, r.to(p_out.dtype.element_ty), mask=mask)
-    tl.store(p_out + o_channel, g.to(p_out.dtype.element_ty), mask=mask)
-    tl.store(p_out + 2 * o_channel, b.to(p_out.dtype.element_ty), mask=mask)
+    r, g, b = r.to(p_out.dtype.element_ty), g.to(p_out.dtype.element_ty), b.to(p_out.dtype.element_ty)
+    if WHOLE:
+        tl.store(p_out, r)
+        tl.store(p_out + o_channel, g)
+        tl.store(p_out + 2 * o_channel, b)
+    else:
+        tl.store(p_out, r, mask=mask)
+        tl.store(p_out + o_channel, g, mask=mask)
+        tl.store(p_out + 2 * o_channel, b, mask=mask)
 
 
 class Tables(NamedTuple):
@@ -198,6 +228,21 @@ class Tables(NamedTuple):
     origins: np.ndarray
     warps: np.ndarray
     corrections: np.ndarray
+
+    def packed(self, yuv: bool) -> bool:
+        """Whether the channels that are read together lie side by side in all frames: R, G, B; or U and V, with U at
+        even addresses, so that both come in one load."""
+        first, second, third = np.moveaxis(self.frames, -1, 0)
+        if not yuv:
+            return bool((second == first + 1).all() and (third == first + 2).all())
+        strides = self.samples[:, [3, 5]]
+        return bool((third == second + 1).all() and not (second % 2).any() and not (strides % 2).any())
+
+    def wide(self) -> bool:
+        """Whether offsets within a frame need 64 bits."""
+        height, width, *strides = self.samples[:, :6].astype(np.int64).T
+        rows, columns = np.abs(strides[:2]).max(0), np.abs(strides[2:]).max(0)
+        return bool((height * rows + width * columns >= 2**31).any())
 
     def to(self, device: torch.device) -> list[torch.Tensor]:
         """All tables on a device, in one copy that does not wait."""
@@ -264,20 +309,22 @@ def prepare(
     block = block or default_block
     pixels = frames_per_program * plan.size[0] * plan.size[1]
     grid = (triton.cdiv(pixels, block), plan.frames // frames_per_program, len(plans))
-    compile_time = constants(plans, yuv=yuv, correct=correct, layout=layout)
+    tables = tabulate(plans, sources, places)
+    compile_time = constants(
+        plans, yuv=yuv, correct=correct, layout=layout, packed=tables.packed(yuv), wide=tables.wide(), block=block
+    )
     with torch.cuda.device_of(out):
-        tables = tabulate(plans, sources, places).to(out.device)
+        on_device = tables.to(out.device)
 
     def launch():
         with torch.cuda.device_of(out):
             sample_kernel[grid](
                 out,
-                *tables,
+                *on_device,
                 plan.frames,
                 *(float(m) for m in mean),
                 *(1 / float(s) for s in std),
                 **compile_time,
-                BLOCK=block,
                 num_warps=num_warps or default_warps,
                 enable_fp_fusion=False,  # coordinates must round as on the host
             )
@@ -285,8 +332,10 @@ def prepare(
     return launch
 
 
-def constants(plans: Sequence[Plan], *, yuv: bool, correct: bool, layout: OutputLayout) -> dict[str, int | bool]:
-    """The kernel's compile-time arguments for a batch, without BLOCK.
+def constants(
+    plans: Sequence[Plan], *, yuv: bool, correct: bool, layout: OutputLayout, packed: bool, wide: bool, block: int
+) -> dict[str, int | bool]:
+    """The kernel's compile-time arguments for a batch. packed, wide: see `Tables`
 
     Truncation may go by the batch: sources that it is not meant for are read at whole pixels, which it leaves alone.
     """
@@ -301,12 +350,16 @@ def constants(plans: Sequence[Plan], *, yuv: bool, correct: bool, layout: Output
         "MASKED": any(plan.masked for plan in plans),
         "TRUNCATE": any(plan.truncate for plan in plans),
         "YUV": yuv,
+        "PACKED": packed,
+        "WIDE": wide,
         "WARP": any(plan.warp is not None for plan in plans),
         "CORRECT": correct,
         "PATCHES": layout == "patches",
         "PATCH_T": PATCH[0],
         "PATCH_H": PATCH[1],
         "PATCH_W": PATCH[2],
+        "WHOLE": plan.size[0] * plan.size[1] * (PATCH[0] if layout == "patches" else 1) % block == 0,
+        "BLOCK": block,
     }
 
 
@@ -314,7 +367,7 @@ def configuration() -> tuple[int, int]:
     """Pixels a program and warps a program. The interpreter pays per program, so it gets large ones."""
     if interpreted():
         return 8192, 1
-    return 256, 4
+    return 512, 4
 
 
 def interpreted() -> bool:

@@ -112,6 +112,42 @@ def test_places():
     assert out[[0, 2]].isnan().all()
 
 
+@pytest.mark.parametrize("block", [64, 1024], ids=["whole", "masked"])
+@pytest.mark.parametrize("wide", [False, True], ids=["32-bit", "64-bit"])
+@pytest.mark.parametrize("kind", ["rgb", "rgb-planar", "nv12", "nv12-odd", "i420"])
+def test_reads_side_by_side_where_it_can(kind, wide, block, monkeypatch):
+    """Channels that lie side by side are read by one address, or in one load; others each by their own."""
+    plan = plan_video("sama", 30, 40, 1, grid=(1, 1), fragment=(16, 16))
+    (frame,) = random_clip(0, 1, kind.partition("-")[0], 30, 40)
+    target = expected([plan], [[frame]])
+    if kind == "rgb-planar":
+        planes = (frame.planes[0].permute(2, 0, 1).contiguous().permute(1, 2, 0),)
+    elif kind == "nv12-odd":  # U at an odd address: two bytes cannot be loaded at once
+        memory = torch.empty(frame.planes[1].numel() + 1, dtype=torch.uint8, device=DEVICE)[1:]
+        planes = frame.planes[0], memory.view(frame.planes[1].shape).copy_(frame.planes[1])
+    else:
+        planes = frame.planes
+    frame = replace(frame, planes=planes)
+    packed = fused.tabulate([plan], [[frame]], [0]).packed(frame.layout != "rgb")
+    assert packed == (kind in ("rgb", "nv12"))
+    assert not fused.tabulate([plan], [[frame]], [0]).wide()
+    monkeypatch.setattr(fused.Tables, "wide", lambda self: wide)
+    out = poisoned([plan])
+    fused.sample([plan], [[frame]], out, block=block)
+    assert_close(out.cpu(), target, reference_tolerance())
+
+
+def test_offsets_of_a_large_frame_have_64_bits():
+    def tables(height, width, *strides):
+        row = np.array([[height, width, *strides, *[0] * 6]], np.int32)
+        return fused.Tables(*[None] * 2, row, *[None] * 5)
+
+    assert not tables(20000, 30000, 90000, 90000, 3, 3).wide()
+    assert tables(24000, 30000, 90000, 90000, 3, 3).wide()
+    assert tables(24000, 30000, -90000, -90000, 3, 3).wide()
+    assert tables(3, 2**30, 1, 1, 2, 2).wide()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_16_bit(dtype):
     plans = [plan_video("sama", 50, 60, 2, **SETTINGS)]
@@ -170,8 +206,15 @@ def test_every_variant_compiles_for_hopper(tmp_path):
     run = subprocess.run([sys.executable, script, "--json", rows], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     rows = json.loads(rows.read_text())
-    assert len(rows) == 4 * 3 * 2 * 3 + 3
+    assert len(rows) == 4 * 3 * 2 * 3 + 3 + 3
     assert {row["target"] for row in rows} == {"sm_90"}
+    found = {row["variant"]: row["instructions_per_pixel"] for row in rows}
+    stored = json.loads((script.parent / "results" / "registers-sm_90-per-plane.json").read_text())
+    before = {row["variant"].replace("yuv420", "nv12"): row["instructions_per_pixel"] for row in stored}
+    for source, share in (("rgb", 0.75), ("nv12", 0.9)):  # fewer than when each plane was read by itself
+        for layout in ("video", "patches"):
+            name = f"sama-{source}-{layout}-float32"
+            assert found[name] < share * before[name]
     assert all(0 < row["registers"] <= 128 and row["spilled_bytes"] == 0 for row in rows)
 
 
