@@ -1,5 +1,6 @@
 """Label files of every form, bad ones by line, the protocol's splits, and what `sama data check` finds."""
 
+import os
 import random
 import shutil
 
@@ -269,3 +270,20 @@ def test_the_command(written, files, capsys):
         assert message in capsys.readouterr().err
     assert cli.main(["data", "check", str(written("a.mp4 1\nb.mp4 2\n")), str(files / "none")]) == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_what_is_no_regular_file_is_said_before_it_is_read(tmp_path):
+    """A device is as endless as a pipe that nobody writes to; also where two of one size would be compared."""
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for name in ("zero.mp4", "zero.png"):
+        (tmp_path / name).symlink_to("/dev/zero")
+    (tmp_path / "labels.csv").write_text("path,mos\npipe.mp4,1\nzero.mp4,2\nzero.png,3\n")
+    report = check(tmp_path / "labels.csv", tmp_path)
+    assert report.problems["unreadable"] == [
+        f"{tmp_path / name}: not a regular file" for name in ("pipe.mp4", "zero.mp4", "zero.png")
+    ]
+    for name in ("pipe.mp4", "zero.mp4"):
+        with pytest.raises(LabelError, match=f"{name}: got no regular file"):
+            read_labels(tmp_path / name)
+    with pytest.raises(LabelError, match="got a folder"):
+        read_labels(tmp_path)

@@ -371,6 +371,15 @@ def test_random_weights_mark_every_row(folder, tmp_path, monkeypatch):
     assert all("RANDOM WEIGHTS" in row.model for row in read_table(tmp_path / "s.csv"))
 
 
+@pytest.mark.parametrize(
+    ("names", "kind"), [("a.png b.jpg notes.txt", "image"), ("a.png b.jpg c.mp4", "image"), ("a.png b.mp4", "video")]
+)
+def test_random_weights_are_for_what_most_files_are(tmp_path, names, kind):
+    paths = [str(tmp_path / name) for name in names.split()]
+    options = cli.parser().parse_args(["score", *paths, "--random-weights", "--device", "cpu"]).score
+    assert cli.load(options, paths).kind == kind
+
+
 def test_images(tmp_path, capsys):
     """The image model scores images of a folder, and says of a broken one what is wrong."""
     rng = np.random.default_rng(0)
