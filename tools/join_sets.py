@@ -2,8 +2,8 @@
 
     python tools/join_sets.py sets/v.csv train=sets/real train=sets/collage train=sets/art val=sets/val
 
-A row keeps its set's path, below the label file's folder. `content` is the master, which no two splits may share; `name`
-is the content, whose versions are compared with one another.
+A row keeps its set's path, below the label file's folder. `content` is the master, which no two splits may share;
+`name` is the content, whose versions are compared with one another.
 """
 
 from __future__ import annotations
