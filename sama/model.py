@@ -39,6 +39,7 @@ PACKAGED = "packaged"  # the name of the packaged model for videos, where a file
 PACKAGED_IMAGE = "packaged-image"
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
 DEFAULT_IMAGE_WEIGHTS = Path(__file__).parent / "weights" / "default-image.safetensors"
+MOST = 10_000  # of each number that metadata say about sampling
 REQUIRED = {  # of a checkpoint's metadata
     "video": ("mode", "grid", "fragment", "clip_len", "interval", "num_clips"),
     "image": ("mode", "grid", "fragment"),
@@ -199,9 +200,12 @@ def check_metadata(metadata: Mapping[str, Any], name: str) -> None:
         if key == "mode":
             good, expected = isinstance(value, str), "the name of a sampling mode"
         else:
-            counts = isinstance(sizes, list | tuple) and all(type(size) is int and size > 0 for size in sizes)
+            counts = isinstance(sizes, list | tuple) and all(type(n) is int and 0 < n <= MOST for n in sizes)
             pair = key in ("grid", "fragment")
-            good, expected = counts and len(sizes) == (2 if pair else 1), "two sizes" if pair else "a number from 1 on"
+            good, expected = (
+                counts and len(sizes) == (2 if pair else 1),
+                ("two sizes" if pair else "a number") + f", 1 to {MOST}",
+            )
         if not good:
             raise CheckpointError(f"{name}: its metadata say {key} = {value!r}, expected {expected}")
     scale = metadata.get("scale")

@@ -45,7 +45,7 @@ def test_one_call_scores(monkeypatch):
     model = sama.load_model(device="cpu")
     assert sama.score(clip, device="cpu", fps=25) == model.score(clip, fps=25)
     assert repr(model).startswith("<QualityModel for videos: default.safetensors (our own, sha256 ")
-    assert repr(model).endswith(f"; {model.settings}; on cpu, calibrated to {model.scale}>")
+    assert repr(model).endswith(f"; {model.settings}; on cpu, scores in {model.score_scale}>")
 
 
 def test_every_exception_of_the_project_has_one_root():
