@@ -95,7 +95,10 @@ def test_finetune_commands_run_in_order_and_leave_a_model_on_the_labels_scale(tm
     for command in commands:
         command = [places.get(word, word) for word in command]
         assert main(command + shlex.split(SMALL) * (command[0] == "train")) == 0, command
-    capsys.readouterr()
+    said = capsys.readouterr().err
     result = sama.load_model(tmp_path / "runs/finetune/last.safetensors").score(folder / "0-18.mp4")
-    assert result.mos_scale == "labels"
-    assert result.mos is not None
+    assert result.scale is None  # no longer the packaged model's
+    if result.mos is None:  # labels fell as scores rose on the few validation files, which is said
+        assert "has no calibration" in said
+    else:
+        assert result.mos_scale == "labels"
