@@ -18,7 +18,7 @@ from videos import write_video
 
 COUNT = int(os.environ.get("SAMA_HOSTILE", "500"))
 TIMEOUT = 60  # seconds of a file; none of these takes as long
-MEMORY = 3 << 30  # of the process: 2 GB of the budget for decoders, and what libraries take
+MEMORY = 4 << 30  # of the process: 2 GB of the budget for decoders, and what libraries and their models take
 
 SCORE = """
 import json, resource, sys
