@@ -240,7 +240,7 @@ class Config:
             raise InputError("optim.curriculum and data.draws are for sampled inputs that are kept: give data.cache")
         if self.model.whiten and (self.model.weights or self.model.kind != "video" or self.model.size == "pico"):
             raise InputError(
-                "model.whiten is for a tiny or nano video model that starts from random weights, without model.weights"
+                "model.whiten is for a video model that starts from random weights, without model.weights; not for pico"
             )
         model = self.model
         if (optim.statistics_epochs or not model.tokens) and (model.kind, model.size) != ("video", "nano"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +66,11 @@ def datasets(config: Config) -> Sets:
 
 def _demo_labels(config: Config) -> Path:
     """The label file of the demo's set, which is made first if it is not there."""
-    from tqdm import tqdm
-
     from sama.corpus.make import make
 
     images = config.model.kind == "image"
     folder = f"{config.data.demo_folder}-{config.data.demo}{'-images' if images else ''}"
-    with tqdm(desc=f"making the demo set in {folder}", unit="file", leave=False, disable=None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with _progress(f"making the demo set in {folder}", "file") as progress:
         return make(folder, size=config.data.demo or "small", images=images, progress=progress)
 
 
@@ -98,6 +92,20 @@ def _column_splits(items: Sequence[Item], data: Data) -> Sets:
             file=sys.stderr,
         )
     return sets
+
+
+@contextmanager
+def _progress(title: str, unit: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, as a function to call with (done, all)."""
+    from tqdm import tqdm
+
+    with tqdm(desc=title, unit=unit, leave=False, disable=quiet or None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
 
 
 def check_some_exist(sets: Mapping[str, Sequence[Item]]) -> None:
@@ -146,21 +154,13 @@ def make_feed(
     before this returns, and kept."""
     if not config.data.cache or not name:
         return _feed(config, items, ranks, train=train)
-    from tqdm import tqdm
-
     feed = _feed(config, items, ranks, train=train, normalize=False)
     if not feed.images and not fits_patches(config.sampling.clip_len, config.sampling.fragment):
         raise InputError(
             f"data.cache keeps whole patches of {'x'.join(map(str, PATCH))} (frames, rows, columns); got clips of "
             f"{config.sampling.clip_len} frames and fragments of {'x'.join(map(str, config.sampling.fragment))}"
         )
-    quiet = None if ranks.first else True
-    with tqdm(desc=f"sampling {name}", unit="input", leave=False, disable=quiet) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with _progress(f"sampling {name}", "file", quiet=not ranks.first) as progress:
         return CachedFeed(feed, config.data.cache, name, draws=config.data.draws, progress=progress)
 
 
