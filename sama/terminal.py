@@ -16,7 +16,7 @@ from typing import Any
 from sama.errors import OutputError, SamaError
 
 OK, SOME_FAILED, NOT_CARRIED_OUT, INTERRUPTED = 0, 1, 2, 130  # exit statuses; 143 after SIGTERM
-GRACE_SECONDS = 1.5  # after Ctrl-C or SIGTERM, in which a command may end by itself
+GRACE_SECONDS = 1.0  # after Ctrl-C or SIGTERM, in which a command may end by itself
 SIGNALS: dict[int, Any] = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,

@@ -68,6 +68,7 @@ def fake_gpu() -> Iterator[ModuleType]:
                 sys.modules.pop(name, None)
                 if module is not None:
                     sys.modules[name] = module
+            nvcodec_stub.reset()  # what a test set is not for those after it
     gc.collect()
     if library.crimes or library.alive:
         raise RuntimeError(f"{library.alive} sessions are left; crimes: {library.crimes}")

@@ -4,6 +4,7 @@ import browser
 import numpy as np
 import pytest
 from report_rows import HOSTILE
+from small_models import save_sharpness
 from test_compare import write
 
 from sama.decode.pyav import PyavVideo
@@ -34,7 +35,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(folder):
     """The page of a file and a small encode of it."""
-    model = load_model(device="cpu")
+    model = load_model(save_sharpness(folder / "sharpness.safetensors"), device="cpu")
     comparison = compare([folder / "a.mp4", folder / "b.mp4"], model)
     write_comparison(comparison, folder / "two.html")
     return folder / "two.html", comparison

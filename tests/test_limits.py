@@ -182,7 +182,7 @@ def test_signals_end_it_whatever_is_being_decoded(tmp_path, command, number):
         began = time.monotonic()
         process.send_signal(number)
         assert process.wait(timeout=30) == 128 + number
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 3  # 2 s where nothing else runs, as other tests do here
         said = process.stderr.read()
     assert "Traceback" not in said
     kept = f"; 0 rows are kept in {out}.partial: --resume continues from them" if command == "score" else ""
