@@ -52,6 +52,7 @@ class Batch:
     names    their paths
     failed   (path, reason) of the batch's files that could not be read; they are in none of the above
     index    which batch of the epoch this is
+    local    labels of the fragments, float32 [B, T/2, rows, columns] or NaN; only of a `CachedFeed` with references
     """
 
     x: torch.Tensor | None
@@ -60,6 +61,7 @@ class Batch:
     names: list[str]
     failed: list[tuple[str, str]] = field(default_factory=list)
     index: int = 0
+    local: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.names)

@@ -37,7 +37,7 @@ def tiny(tmp_path_factory):
 
 def test_every_clip_is_there_and_decodes(tiny):
     rows = table(tiny)
-    assert tuple(rows[0]) == ("path", "mos", "content", "kind", "strength", "split")
+    assert tuple(rows[0]) == ("path", "mos", "content", "kind", "strength", "split", "reference")
     assert len({row["path"] for row in rows}) == len(rows) == 2 * (1 + 4 * 3) - 3  # vp9 is in the test split only
     assert {row["path"] for row in rows} == {f"clips/{path.name}" for path in (tiny.parent / "clips").iterdir()}
     assert not (tiny.parent / "unfinished").exists()
@@ -282,7 +282,7 @@ def test_other_contents_and_labels_can_be_plugged_in(tmp_path, images):
     seen = []
     labels = build(tmp_path, recipe, workers=2, progress=lambda *numbers: seen.append(numbers))
     rows = table(labels)
-    assert tuple(rows[0]) == ("path", "mse", "model", "content", "kind", "strength", "split")
+    assert tuple(rows[0]) == ("path", "mse", "model", "content", "kind", "strength", "split", "reference")
     assert seen == [(n, len(rows)) for n in range(1, len(rows) + 1)]
     assert [row["split"] for row in rows] == [s for s in ("train", "train", "test") for _ in range(2 * (images or 1))]
     for row in rows:

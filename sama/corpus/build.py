@@ -129,7 +129,8 @@ class Recipe:
     @property
     def columns(self) -> tuple[str, ...]:
         """Of `labels.csv`."""
-        return "path", *self.labeller.columns, "content", "kind", "strength", "split", *self.fact_columns
+        facts = "content", "kind", "strength", "split", "reference"
+        return "path", *self.labeller.columns, *facts, *self.fact_columns
 
 
 def build(
@@ -240,7 +241,9 @@ def _make_content(recipe: Recipe, content: Content, folder: Path, advance: Calla
             at = view * len(clip) // max(recipe.images, 1)
             frames = clip[at : at + 1] if recipe.images else clip
             label = recipe.labeller.prepare(version.name, frames)
-        rows.append(_make_row(recipe, content, version, frames, folder, label))
+        row = _make_row(recipe, content, version, frames, folder, label)
+        pristine = next((r for r in [*rows, row] if (r["content"], r["kind"]) == (version.name, "pristine")), {})
+        rows.append({**row, "reference": pristine.get("path", "")})
         _save(kept, rows)
         advance()
     return rows

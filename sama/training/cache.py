@@ -5,7 +5,11 @@ normalised, is rounded to uint8: a value of the full resolution keeps its own, o
 a grey level. An epoch takes one draw of each file, of which short clips take the first frames.
 
     FOLDER/NAME-DIGEST.u8      uint8 [slots, draws, T/2, H/4, W/4, 96] of clips, [slots, draws, 3, H, W] of images
+    FOLDER/NAME-DIGEST.f32     float32 [slots, draws, T/2, rows, columns, MEASURES], where undegraded files are given
     FOLDER/NAME-DIGEST.json    the slot of each file, and which draws are there; an interrupted run goes on from it
+
+Where the undegraded version of a file is known, its fragments are sampled by the same draws and compared with the
+file's, once too, and the fragments get labels of their own (`sama.training.local`).
 
 The digest is over the sampling and the seed. A file is known by its name, size and time of change, on which its draws
 depend too: a set that grows keeps what was sampled, and its inputs do not depend on what was sampled before.
@@ -18,7 +22,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,7 +34,9 @@ from sama.errors import OutputError
 from sama.feed import Batch, Feed
 from sama.files import replace_file
 from sama.kernels.layout import PATCH
+from sama.models.swin3d import cut_patches
 from sama.prefetch import Meter
+from sama.training.local import MEASURES, local_labels, measure
 
 SAVE_EVERY = 20  # seconds between two notes of what is done
 FREE_BYTES = 1 << 30  # that stay on the disk
@@ -41,6 +47,14 @@ class _Filling(Feed):
 
     numbers: np.ndarray
     keys: list[str]
+
+    @classmethod
+    def of(cls, feed: Feed, keys: list[str], files: Sequence[str]) -> _Filling:
+        """As a feed, of other files whose draws are those of the keys."""
+        filling = cls.__new__(cls)
+        filling.__dict__.update(feed.__dict__)
+        filling.keys, filling.files = keys, list(files)
+        return filling
 
     def batches(self, epoch: int = 0) -> list[np.ndarray]:
         return [self.numbers[k : k + self.batch] for k in range(0, len(self.numbers), self.batch)]
@@ -55,6 +69,7 @@ class CachedFeed:
     feed: of the files; its sampler gives patches or images, not normalised. A feed in training has `draws` inputs of
         each file, another one its only one
     folder, name: of the cache; draws: inputs kept of each file in training
+    references: of each file its undegraded version, of the same size and frames; "" where it is not known
     progress: called with (files done, files in all) while the cache is filled
 
     `OutputError` where the disk has no room for it.
@@ -67,6 +82,7 @@ class CachedFeed:
         name: str,
         *,
         draws: int = 1,
+        references: Sequence[str] = (),
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.feed, self.draws = feed, draws if feed.train else 1
@@ -77,8 +93,12 @@ class CachedFeed:
         self._path, self._notes = base.with_suffix(".u8"), base.with_suffix(".json")
         self._keys = [_key(path) for path in feed.files]
         self.failed: dict[int, str] = {}
+        self.unmeasured: list[tuple[str, str]] = []  # undegraded files that could not be read, and why
+        self._local: torch.Tensor | None = None
         self._open()
         self._fill(progress)
+        if any(references):
+            self._measure(references, progress)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -99,14 +119,16 @@ class CachedFeed:
         if not feed.images:
             one = (feed.num_clips * feed.clip_len // pt, height // ph, width // pw, 3 * pt * ph * pw)
         self._slots: dict[str, int] = {}
+        self._measured: dict[str, dict[str, str]] = {}  # by the file's key and the draw, the reference's key
         done: dict[str, list[int]] = {}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.exists() and self._notes.exists():
             try:
                 notes = json.loads(self._notes.read_text())
                 self._slots, done = dict(notes["slots"]), dict(notes["done"])
+                self._measured = dict(notes.get("measured", {}))
             except (ValueError, KeyError, TypeError):
-                self._slots, done = {}, {}  # damaged notes: all is sampled again
+                self._slots, done, self._measured = {}, {}, {}  # damaged notes: all is sampled again
         for key in self._keys:
             self._slots.setdefault(key, len(self._slots))
         count = len(self._slots)
@@ -128,9 +150,7 @@ class CachedFeed:
 
     def _fill(self, progress: Callable[[int, int], None] | None) -> None:
         """Sample what is not there yet."""
-        filling = _Filling.__new__(_Filling)
-        filling.__dict__.update(self.feed.__dict__)
-        filling.keys = self._keys
+        filling = _Filling.of(self.feed, self._keys, self.feed.files)
         saved = time.monotonic()
         for draw in range(self.draws):
             wanted = [n for n, slot in enumerate(self._slot) if not self._done[slot, draw] and n not in self.failed]
@@ -155,7 +175,44 @@ class CachedFeed:
     def _save(self) -> None:
         self._inputs.flush()
         done = {key: np.flatnonzero(self._done[slot]).tolist() for key, slot in self._slots.items()}
-        replace_file(self._notes, json.dumps({"slots": self._slots, "done": done}).encode())
+        notes = {"slots": self._slots, "done": done, "measured": self._measured}
+        replace_file(self._notes, json.dumps(notes).encode())
+
+    def _measure(self, references: Sequence[str], progress: Callable[[int, int], None] | None) -> None:
+        """Compare what was sampled with the same fragments of the undegraded files, and label the fragments."""
+        grid = self.feed.sampler.grid
+        shape = (*self._done.shape, 1 if self.feed.images else self._inputs.shape[2], *grid, MEASURES)
+        path = self._path.with_suffix(".f32")
+        if not path.exists():
+            self._measured = {}
+        with open(path, "ab") as file:
+            file.truncate(max(4 * int(np.prod(shape)), path.stat().st_size))
+        values = np.memmap(path, np.float32, "r+", shape=shape)
+        known = np.array([bool(reference) and n not in self.failed for n, reference in enumerate(references)])
+        theirs = [_key(reference) if reference else "" for reference in references]
+        filling = _Filling.of(self.feed, self._keys, references)
+        for draw in range(self.draws):
+
+            def missing(number: int, draw: int = draw) -> bool:
+                return self._measured.get(self._keys[number], {}).get(str(draw)) != theirs[number]
+
+            filling.numbers = np.array([n for n in np.flatnonzero(known).tolist() if missing(n)], np.int64)
+            for batch in filling.epoch(draw) if len(filling.numbers) else ():
+                for number, x in zip(batch.numbers.tolist(), () if batch.x is None else batch.x):
+                    slot = self._slot[number]
+                    reference, shown = _as_patches(x.cpu().round()), _as_patches(self._inputs[slot, draw])
+                    values[slot, draw] = measure(reference, shown, grid).numpy()
+                    self._measured.setdefault(self._keys[number], {})[str(draw)] = theirs[number]
+                self.unmeasured += batch.failed
+                if progress:
+                    progress(sum(not missing(n) for n in np.flatnonzero(known).tolist()), int(known.sum()))
+            values.flush()
+            self._save()
+        found = np.full((len(theirs), *shape[1:]), np.nan, np.float32)
+        for number, (key, reference) in enumerate(zip(self._keys, theirs)):
+            there = [int(draw) for draw, own in self._measured.get(key, {}).items() if own == reference]
+            found[number, there] = values[self._slot[number], there]
+        self._local = local_labels(torch.from_numpy(found), torch.from_numpy(self.feed.labels), seed=self.feed.seed)
 
     def epoch(self, epoch: int = 0, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from number `start` on, the next one read while one is used.
@@ -181,13 +238,15 @@ class CachedFeed:
     def _batch(self, epoch: int, index: int, numbers: np.ndarray) -> Batch:
         feed = self.feed
         good = [number for number in numbers.tolist() if number not in self.failed]
-        inputs = []
+        inputs, local = [], []
         for number in good:
             draw = int(np.random.default_rng([feed.seed, epoch, number]).integers(self.draws)) if feed.train else 0
             one = self._inputs[self._slot[number], draw]
             if not feed.images:
                 one = one[: self.frames // PATCH[0]] if feed.train else one.reshape(feed.num_clips, -1, *one.shape[1:])
             inputs.append(one[None] if feed.images or feed.train else one)
+            if self._local is not None:
+                local.append(self._local[number, draw, : None if feed.images else self.frames // PATCH[0]])
         x = torch.from_numpy(np.concatenate(inputs)).to(feed.device) if inputs else None
         return Batch(
             x=None if x is None else normalised(x),
@@ -196,6 +255,7 @@ class CachedFeed:
             names=[feed.files[number] for number in good],
             failed=[(feed.files[n], self.failed[n]) for n in numbers.tolist() if n in self.failed],
             index=index,
+            local=torch.stack(local).to(feed.device) if local else None,
         )
 
 
@@ -207,6 +267,12 @@ def normalised(x: torch.Tensor) -> torch.Tensor:
     else:
         mean, std = mean[:, None, None], std[:, None, None]
     return (x.float() - mean) / std
+
+
+def _as_patches(x: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """Patches `[T/2, H/4, W/4, 96]` as they are; an image `[3, H, W]` as a pair of equal frames."""
+    x = torch.tensor(np.asarray(x))
+    return cut_patches(x[None, :, None].expand(-1, -1, PATCH[0], -1, -1))[0] if x.ndim == 3 else x
 
 
 def _key(path: str) -> str:

@@ -54,8 +54,11 @@ class Data:
     cache: folder for sampled inputs: each file is decoded once for each of `draws`, before the first epoch, and the
         epochs read what was sampled. About 0.6 MB for a pair of frames of 224x224; "" decodes in every epoch
     draws: inputs of each training file in the cache; an epoch takes one of them
-    standardise: train on labels brought to mean 0 and deviation 1. An image model that starts from random weights would
-        otherwise spend its time on finding their scale; the calibration brings scores back to it
+    reference: column of the label file that names each file's undegraded version, where it shows the same frames; with
+        it the fragments of training inputs have labels of their own (`sama.training.local`). Needs cache and
+        standardise; "" does not
+    standardise: train on labels brought to mean 0 and deviation 1. A model that starts from random weights, and whose
+        loss depends on the scale, would otherwise spend its time on finding it; the calibration brings scores back
     """
 
     labels: str = ""
@@ -76,6 +79,7 @@ class Data:
     rotate: bool = True
     cache: str = ""
     draws: int = 1
+    reference: str = ""
     standardise: bool = False
 
 
@@ -238,6 +242,15 @@ class Config:
         check_curriculum(optim.curriculum, self.sampling.clip_len)
         if not self.data.cache and (optim.curriculum or self.data.draws > 1):
             raise InputError("optim.curriculum and data.draws are for sampled inputs that are kept: give data.cache")
+        if self.data.reference and not (self.data.cache and self.data.standardise):
+            raise InputError("data.reference needs data.cache and data.standardise true")
+        whole = (self.model.size, tuple(self.sampling.fragment)) == ("pico", (32, 32))
+        if self.data.reference and (self.data.demo or not whole):
+            raise InputError(
+                "data.reference is for a label file, and a pico model on fragments of 32x32, which has a value for "
+                f"each; got a {self.model.size} model, {'x'.join(map(str, self.sampling.fragment))}"
+                + (" and data.demo" if self.data.demo else "")
+            )
         if self.model.whiten and (self.model.weights or self.model.kind != "video" or self.model.size == "pico"):
             raise InputError(
                 "model.whiten is for a video model that starts from random weights, without model.weights; not for pico"

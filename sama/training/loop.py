@@ -29,6 +29,7 @@ from sama.models import ImageQuality, VideoQuality, save_weights
 from sama.models.precision import check_precision, computing
 from sama.training.cache import CachedFeed
 from sama.training.config import Config, frames_of_epoch
+from sama.training.local import local_loss, scale_loss
 from sama.training.log import Log
 from sama.training.losses import image_loss, video_loss
 from sama.training.ranks import Ranks, seeded
@@ -89,13 +90,15 @@ def train(config: Config) -> dict[str, Any]:
             stepping = last or (batch.index + 1) % config.optim.accumulate == 0
             with distributed.no_sync() if distributed and not stepping else nullcontext():
                 with seeded(ranks, config.seed, epoch, batch.index), computing(config.dtype, ranks.device):
-                    prediction = predict(network, batch, config, ranks)
+                    prediction, local = predict(network, batch, config, ranks)
                 predictions, labels = ranks.gather(prediction), ranks.gather(batch.labels)
                 if not predictions.isfinite().all():  # the same on all ranks; the last checkpoint stays good
                     raise InputError(
                         f"predictions are not finite in epoch {epoch + 1}, batch {batch.index + 1}: lower optim.lr"
                     )
                 loss = objective(predictions, labels, config)
+                if config.data.reference:  # of this rank's share: a mean over its fragments, not over all ranks'
+                    loss = loss + scale_loss(predictions, labels) + local
                 batches = batches_in_step(batch.index, len(feed), config.optim.accumulate)
                 with computing(config.dtype, ranks.device, backward=True):
                     (loss * ranks.world_size / batches).backward()  # gradients are averaged over ranks
@@ -161,16 +164,20 @@ def describe(model: nn.Module, config: Config, ranks: Ranks) -> str:
     return line
 
 
-def predict(model: nn.Module, batch: Batch, config: Config, ranks: Ranks) -> Tensor:
-    """The scores that go into the loss, float32 [B]: of clips summed over time, as published (paper, training loss)."""
+def predict(model: nn.Module, batch: Batch, config: Config, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """The scores that go into the loss, float32 [B]: of clips summed over time, as published (paper, training loss).
+    And the loss of the fragments' own labels, where there are any; of such clips scores are the mean over time."""
     if batch.x is None:  # nothing could be read: the other ranks wait for this one's part all the same
         shape = (1, 3, config.sampling.clip_len, 32, 32) if config.model.kind == "video" else (1, 3, 256, 256)
-        return model(torch.zeros(shape, device=ranks.device)).flatten()[:0].float()
-    x = augment(batch.x) if config.data.augment else batch.x
-    tokens = model(jitter(x, config.data.jitter) if config.data.jitter else x)
+        nothing = model(torch.zeros(shape, device=ranks.device)).flatten()[:0].float()
+        return nothing, nothing.sum()
+    x, labels = augment(batch.x, batch.local) if config.data.augment else (batch.x, batch.local)
+    tokens = model(jitter(x, config.data.jitter) if config.data.jitter else x).float()
+    local = tokens.new_zeros(()) if labels is None else local_loss(tokens.flatten(1), labels.flatten(1))
     if config.model.kind == "image":
-        return tokens.float().mean(1)
-    return tokens.float().mean((1, 3, 4)).sum(1)
+        return tokens.mean(1), local
+    by_time = tokens.mean((1, 3, 4))
+    return by_time.sum(1) if labels is None else by_time.mean(1), local
 
 
 def objective(prediction: Tensor, labels: Tensor, config: Config) -> Tensor:
@@ -204,22 +211,33 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in model.parameters()], 1 - decay)
 
 
-def augment(x: Tensor) -> Tensor:
+def augment(x: Tensor, local: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Mirror each input left to right with probability 1/2, and transpose square ones with probability 1/2.
 
-    x: clips [B, 3, T, H, W], images [B, 3, H, W] or patches [B, T/2, H/4, W/4, 96]; returns the same shape.
+    x: clips [B, 3, T, H, W], images [B, 3, H, W] or patches [B, T/2, H/4, W/4, 96]
+    local: labels of fragments [B, T/2, rows, columns], which move with them
+    Returns both, of the same shapes.
     """
     patches = is_patches(x.shape)
     views = x.unflatten(-1, (3, *PATCH)) if patches else x
     rows, columns = ((1, 5), (2, 6)) if patches else ((x.ndim - 3,), (x.ndim - 2,))  # axes of one sample
-    changed = []
-    for sample, (transposing, mirroring) in zip(views, torch.rand(len(x), 2).tolist()):
-        if transposing < 0.5 and sample.shape[rows[0]] == sample.shape[columns[0]]:
+    square = all(views.shape[1 + row] == views.shape[1 + column] for row, column in zip(rows, columns))
+    square = square and (local is None or local.shape[2] == local.shape[3])
+    samples, labels = [], []
+    for k, (transposing, mirroring) in enumerate(torch.rand(len(x), 2).tolist()):
+        sample, label = views[k], None if local is None else local[k]
+        if transposing < 0.5 and square:
             for row, column in zip(rows, columns):
                 sample = sample.transpose(row, column)
-        changed.append(sample.flip(columns) if mirroring < 0.5 else sample)
-    stacked = torch.stack(changed)
-    return stacked.flatten(-4) if patches else stacked
+            label = None if label is None else label.transpose(1, 2)
+        if mirroring < 0.5:
+            sample = sample.flip(columns)
+            label = None if label is None else label.flip(2)
+        samples.append(sample)
+        labels.append(label)
+    stacked = torch.stack(samples)
+    moved = None if local is None else torch.stack([label for label in labels if label is not None])
+    return stacked.flatten(-4) if patches else stacked, moved
 
 
 def jitter(x: Tensor, share: float) -> Tensor:

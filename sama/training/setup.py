@@ -161,7 +161,30 @@ def make_feed(
             f"{config.sampling.clip_len} frames and fragments of {'x'.join(map(str, config.sampling.fragment))}"
         )
     with _progress(f"sampling {name}", "file", quiet=not ranks.first) as progress:
-        return CachedFeed(feed, config.data.cache, name, draws=config.data.draws, progress=progress)
+        references = undegraded(config, items) if train else ()
+        cached = CachedFeed(
+            feed, config.data.cache, name, draws=config.data.draws, references=references, progress=progress
+        )
+    if cached.unmeasured and ranks.first:
+        path, why = cached.unmeasured[0]
+        print(
+            f"{len(cached.unmeasured)} undegraded files could not be sampled, the first {path}: {why}", file=sys.stderr
+        )
+    return cached
+
+
+def undegraded(config: Config, items: Sequence[Item]) -> list[str]:
+    """The paths of the items' undegraded versions, "" where a version shows other frames (column `aligned` below 1) or
+    none is named; empty without `data.reference`. `InputError` where the label file has no such column."""
+    column, data = config.data.reference, config.data
+    if not column:
+        return []
+    if not any(item.extra.get(column) for item in items):
+        raise InputError(f"{data.labels} names no undegraded file: its column {column!r} is missing or empty")
+    root = data.root or os.path.dirname(data.labels)
+    same = [float(item.extra.get("aligned") or 1) >= 1 for item in items]
+    names = [item.extra.get(column, "") if aligned else "" for item, aligned in zip(items, same)]
+    return [os.path.join(root, name) if name else "" for name in names]
 
 
 def _feed(config: Config, items: Sequence[Item], ranks: Ranks, *, train: bool = False, normalize: bool = True) -> Feed:
