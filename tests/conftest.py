@@ -35,6 +35,23 @@ def pytest_xdist_make_scheduler(config, log):
     return LoadFileScheduling(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item):
+    """SVT-AV1, run by root, gives the thread that opens an encoder real-time priority: all that follows would starve
+    the other processes of the tests."""
+    _usual_priority()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item):
+    _usual_priority()
+
+
+def _usual_priority():
+    if hasattr(os, "sched_setscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 @pytest.fixture(autouse=True)
 def seeded(request):
     """The same random numbers of torch for a test, whatever ran before it in its process."""

@@ -242,8 +242,8 @@ def _make_content(recipe: Recipe, content: Content, folder: Path, advance: Calla
             frames = clip[at : at + 1] if recipe.images else clip
             label = recipe.labeller.prepare(version.name, frames)
         row = _make_row(recipe, content, version, frames, folder, label)
-        pristine = next((r for r in [*rows, row] if (r["content"], r["kind"]) == (version.name, "pristine")), {})
-        rows.append({**row, "reference": pristine.get("path", "")})
+        pristine = [r for r in [*rows, row] if (r["content"], r["kind"]) == (version.name, "pristine")]
+        rows.append({**row, "reference": pristine[0].get("path", "") if pristine else ""})
         _save(kept, rows)
         advance()
     return rows

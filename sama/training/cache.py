@@ -209,8 +209,8 @@ class CachedFeed:
             values.flush()
             self._save()
         found = np.full((len(theirs), *shape[1:]), np.nan, np.float32)
-        for number, (key, reference) in enumerate(zip(self._keys, theirs)):
-            there = [int(draw) for draw, own in self._measured.get(key, {}).items() if own == reference]
+        for number, (key, theirs_key) in enumerate(zip(self._keys, theirs)):
+            there = [int(draw) for draw, own in self._measured.get(key, {}).items() if own == theirs_key]
             found[number, there] = values[self._slot[number], there]
         self._local = local_labels(torch.from_numpy(found), torch.from_numpy(self.feed.labels), seed=self.feed.seed)
 
