@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sama.kernels.layout import PATCH
-from sama.training.losses import checked
 
 SCALES, DETAILS = 4, 3
 MEASURES = 2 * (SCALES + DETAILS)  # kept, there was; of each scale
@@ -71,11 +70,6 @@ def local_loss(prediction: Tensor, local: Tensor) -> Tensor:
     if not known.any():
         return (prediction * 0).sum()
     return F.smooth_l1_loss(prediction[known], local[known], beta=0.5)
-
-
-def scale_loss(prediction: Tensor, label: Tensor) -> Tensor:
-    """Mean squared error over the batch, which brings scores to the scale of the labels."""
-    return F.mse_loss(*checked(prediction, label))
 
 
 def _fragments(x: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -29,7 +29,7 @@ from sama.models import ImageQuality, VideoQuality, save_weights
 from sama.models.precision import check_precision, computing
 from sama.training.cache import CachedFeed
 from sama.training.config import Config, frames_of_epoch
-from sama.training.local import local_loss, scale_loss
+from sama.training.local import local_loss
 from sama.training.log import Log
 from sama.training.losses import image_loss, video_loss
 from sama.training.ranks import Ranks, seeded
@@ -98,7 +98,7 @@ def train(config: Config) -> dict[str, Any]:
                     )
                 loss = objective(predictions, labels, config)
                 if config.data.reference:  # of this rank's share: a mean over its fragments, not over all ranks'
-                    loss = loss + scale_loss(predictions, labels) + local
+                    loss = loss + local
                 batches = batches_in_step(batch.index, len(feed), config.optim.accumulate)
                 with computing(config.dtype, ranks.device, backward=True):
                     (loss * ranks.world_size / batches).backward()  # gradients are averaged over ranks

@@ -25,24 +25,24 @@ def plcc_loss(prediction: Tensor, label: Tensor) -> Tensor:
 
     For spreads far from zero that is (3 - 2 * rho - rho ** 2) / 8, of the Pearson correlation rho.
     """
-    return _plcc_loss(*checked(prediction, label))
+    return _plcc_loss(*_checked(prediction, label))
 
 
 def rank_loss(prediction: Tensor, label: Tensor) -> Tensor:
     """Pairs in the wrong order, by how much: m_ij = relu((p_i - p_j) * sign(y_j - y_i)), its mean over the
     n * (n - 1) ordered pairs, divided by 1 + max(m); from 0, all in order, to below 1."""
-    return _rank_loss(*checked(prediction, label))
+    return _rank_loss(*_checked(prediction, label))
 
 
 def video_loss(prediction: Tensor, label: Tensor, rank_weight: float = 0.3) -> Tensor:
     """plcc_loss + rank_weight * rank_loss."""
-    prediction, label = checked(prediction, label)
+    prediction, label = _checked(prediction, label)
     return _plcc_loss(prediction, label) + rank_weight * _rank_loss(prediction, label)
 
 
 def image_loss(prediction: Tensor, label: Tensor) -> Tensor:
     """Mean of d ** 2 / 2 where |d| < 1, else |d| - 1/2, for d = prediction - label, on the labels' own scale."""
-    return F.smooth_l1_loss(*checked(prediction, label))
+    return F.smooth_l1_loss(*_checked(prediction, label))
 
 
 def _plcc_loss(prediction: Tensor, label: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def _standardised(x: Tensor) -> Tensor:
     return (x - mean) / spread
 
 
-def checked(prediction: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+def _checked(prediction: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """Both as float32 or wider, after a look at shapes and values."""
     if prediction.shape != label.shape or prediction.ndim != 1 or not len(label):
         raise InputError(
