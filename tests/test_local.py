@@ -1,6 +1,7 @@
 """Labels of fragments: what is measured against the undegraded file, how a label is spread, and that it is learnt."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ from test_cache import BATCH, FRAMES, all_inputs, feed
 import sama
 from sama.corpus.codec import Stream, write_video
 from sama.errors import InputError
+from sama.labels import Item
+from sama.models import save_weights
 from sama.training import loop
+from sama.training.augment import augment
 from sama.training.cache import CachedFeed
 from sama.training.config import Config, Data, Model, Optim, Sampling
 from sama.training.local import MEASURES, SCALES, local_labels, local_loss, measure
-from sama.training.loop import augment
+from sama.training.setup import make_model, start_standardised
 
 SIZE, GRID = 64, (2, 2)
 
@@ -204,6 +208,26 @@ def test_training_takes_local_labels(versions, monkeypatch):
     assert seen == 4 * [((3, 4), True)]  # two epochs of two batches; a value for each of 2x2 fragments
     result = sama.load_model(versions / "run" / "last.safetensors").score(versions / "2-a.mp4")
     assert (result.mos_scale, len(result.clips)) == ("labels", 1)
+
+
+def test_a_start_from_scores_that_have_a_scale_begins_near_standardised_labels(versions, tmp_path):
+    """The packaged model's scores, 0 to 100, become what they were in deviations of the labels from their mean."""
+    start = config(versions)
+    packaged = replace(start, model=replace(start.model, weights="packaged"), sampling=Sampling("sama-c", clip_len=2))
+    items = [Item("a", 20.0, "a"), Item("b", 60.0, "b")]
+    model = make_model(packaged).eval()
+    x = torch.randn(1, 3, 2, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = model.score(x)
+        start_standardised(model, packaged, items)
+        torch.testing.assert_close(model.score(x), (before - 40) / 20, rtol=1e-4, atol=1e-4)
+    own = tmp_path / "own.safetensors"
+    save_weights(model, own, metadata={"mode": "sama-c"})
+    again = replace(packaged, model=replace(packaged.model, weights=str(own)))
+    model = make_model(again)
+    weight = model.head.fc_last.weight.clone()
+    start_standardised(model, again, items)
+    assert torch.equal(model.head.fc_last.weight, weight)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from sama.model import QualityModel, load_model
 from sama.models import ImageQuality, VideoQuality, build, load_weights, save_weights
 from sama.models.stem import FragmentStem
 from sama.models.swin3d import cut_patches
-from sama.training.loop import jitter
+from sama.training.augment import jitter
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ from training_runs import MODEL, assert_equal_weights, assert_same_gradients, co
 
 import sama
 from sama.models.swin3d import cut_patches
+from sama.training.augment import augment
 from sama.training.config import Config, Data, Model, Optim, Sampling
-from sama.training.loop import augment, is_best, lr_factor, train, update_ema
+from sama.training.loop import is_best, lr_factor, train, update_ema
 from sama.training.setup import make_model
 
 pytestmark = pytest.mark.usefixtures("few_draws")

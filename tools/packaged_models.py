@@ -6,8 +6,8 @@
 `sama.train` and `sama corpus` make what these commands take (docs/models.md has the recipe). The model predicts VMAF:
 its output is brought to VMAF's scale by a straight line, fitted on the validation split of --data and folded into the
 last layer. Then all is measured on --test, whose contents come from other sources, by scoring its files with the public
-API. The card says what was measured, with each bar of the project, reached or not; the exit status is 1 where one is
-missed.
+API. The card says what was measured, with each bar of the project, reached or not, and so does
+`bench/results/packaged-KIND.md`; the exit status is 1 where one is missed.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from sama.scoring import score_files
 
 SCALE = {"name": "VMAF v0.6.1", "least": 0, "most": 100}
 TARGETS = {"video": DEFAULT_WEIGHTS, "image": DEFAULT_IMAGE_WEIGHTS}
+RESULTS = Path(__file__).parent.parent / "bench" / "results"
 APART = 10  # least difference in VMAF between two versions whose order counts
 TIMED = ("stutter", "freeze", "judder", "lost-h264", "lost-mpeg2")  # VMAF was not made for these: measured apart
 SHARPENED = ("sharpen", "encoder+sharpen", "sharpen+jpeg", "jpeg+sharpen")
@@ -62,6 +63,8 @@ def main() -> int:
     found["test"] = Measured(test, predict(test, target))
     text, met = results(found)
     print(text)
+    name = sama.load_model(target, device="cpu").name
+    (RESULTS / f"packaged-{options.kind}.md").write_text(f"Measured by `tools/packaged_models.py`: {name}.\n\n{text}\n")
     if options.weights:
         notes = options.notes.read_text() if options.notes else ""
         target.with_suffix(".md").write_text(card(options, found, text, notes))

@@ -50,6 +50,8 @@ class Data:
     augment: mirror inputs, and transpose square ones, at random
     jitter: largest share by which contrast and brightness of inputs are changed at random, for labels that hardly
         depend on them
+    soften: largest deviation in pixels of a Gaussian by which inputs are blurred at random, within their fragments: for
+        labels that are relative to an undegraded file, which may itself be soft
     rotate: turn images in training by a random angle, as published, which hides fine detail
     cache: folder for sampled inputs: each file is decoded once for each of `draws`, before the first epoch, and the
         epochs read what was sampled. About 0.6 MB for a pair of frames of 224x224; "" decodes in every epoch
@@ -76,6 +78,7 @@ class Data:
     scale: str = ""
     augment: bool = False
     jitter: float = 0.0
+    soften: float = 0.0
     rotate: bool = True
     cache: str = ""
     draws: int = 1
@@ -222,6 +225,7 @@ class Config:
             ("optim.warmup_epochs", optim.warmup_epochs, 0),
             ("optim.rank_weight", optim.rank_weight, 0),
             ("data.draws", self.data.draws, 1),
+            ("data.soften", self.data.soften, 0),
             ("data.split_number", self.data.split_number, 0),
             ("workers", 1 if self.workers is None else self.workers, 1),
             ("checkpoint_minutes", self.checkpoint_minutes, 0),

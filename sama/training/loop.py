@@ -23,10 +23,11 @@ from torch.nn.parallel import DistributedDataParallel
 from sama.errors import InputError
 from sama.evaluation import calibration
 from sama.feed import Batch, Feed
-from sama.kernels.layout import PATCH, ceil_div, is_patches
+from sama.kernels.layout import ceil_div
 from sama.labels import Item
 from sama.models import ImageQuality, VideoQuality, save_weights
 from sama.models.precision import check_precision, computing
+from sama.training.augment import augment, jitter, soften
 from sama.training.cache import CachedFeed
 from sama.training.config import Config, frames_of_epoch
 from sama.training.local import local_loss
@@ -34,7 +35,15 @@ from sama.training.log import Log
 from sama.training.losses import image_loss, video_loss
 from sama.training.ranks import Ranks, seeded
 from sama.training.report import Scored, write_run_report
-from sama.training.setup import check_some_exist, datasets, make_feed, make_model, parameter_groups, whiten
+from sama.training.setup import (
+    check_some_exist,
+    datasets,
+    make_feed,
+    make_model,
+    parameter_groups,
+    start_standardised,
+    whiten,
+)
 from sama.training.state import read_state, save_state
 
 
@@ -52,6 +61,8 @@ def train(config: Config) -> dict[str, Any]:
     state = read_state(out, config, sets, ranks)
 
     model = make_model(config).to(ranks.device)
+    if not state.tensors:
+        start_standardised(model, config, sets["train"])
     if config.model.whiten and not state.tensors and isinstance(model, VideoQuality):
         whiten(model, config, sets["train"], ranks)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
@@ -172,6 +183,8 @@ def predict(model: nn.Module, batch: Batch, config: Config, ranks: Ranks) -> tup
         nothing = model(torch.zeros(shape, device=ranks.device)).flatten()[:0].float()
         return nothing, nothing.sum()
     x, labels = augment(batch.x, batch.local) if config.data.augment else (batch.x, batch.local)
+    if config.data.soften:
+        x = soften(x, config.data.soften, config.sampling.grid)
     tokens = model(jitter(x, config.data.jitter) if config.data.jitter else x).float()
     local = tokens.new_zeros(()) if labels is None else local_loss(tokens.flatten(1), labels.flatten(1))
     if config.model.kind == "image":
@@ -209,51 +222,6 @@ def lr_factor(step: int, steps_per_epoch: int, config: Config) -> float:
 def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
     """ema = decay * ema + (1 - decay) * model, for every parameter."""
     torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in model.parameters()], 1 - decay)
-
-
-def augment(x: Tensor, local: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Mirror each input left to right with probability 1/2, and transpose square ones with probability 1/2.
-
-    x: clips [B, 3, T, H, W], images [B, 3, H, W] or patches [B, T/2, H/4, W/4, 96]
-    local: labels of fragments [B, T/2, rows, columns], which move with them
-    Returns both, of the same shapes.
-    """
-    patches = is_patches(x.shape)
-    views = x.unflatten(-1, (3, *PATCH)) if patches else x
-    rows, columns = ((1, 5), (2, 6)) if patches else ((x.ndim - 3,), (x.ndim - 2,))  # axes of one sample
-    square = all(views.shape[1 + row] == views.shape[1 + column] for row, column in zip(rows, columns))
-    square = square and (local is None or local.shape[2] == local.shape[3])
-    samples, labels = [], []
-    for k, (transposing, mirroring) in enumerate(torch.rand(len(x), 2).tolist()):
-        sample, label = views[k], None if local is None else local[k]
-        if transposing < 0.5 and square:
-            for row, column in zip(rows, columns):
-                sample = sample.transpose(row, column)
-            label = None if label is None else label.transpose(1, 2)
-        if mirroring < 0.5:
-            sample = sample.flip(columns)
-            label = None if label is None else label.flip(2)
-        samples.append(sample)
-        labels.append(label)
-    stacked = torch.stack(samples)
-    moved = None if local is None else torch.stack([label for label in labels if label is not None])
-    return stacked.flatten(-4) if patches else stacked, moved
-
-
-def jitter(x: Tensor, share: float) -> Tensor:
-    """Change contrast, brightness and balance of colours of each input at random. Shapes as in `augment`.
-
-    share: of the contrast, of a deviation of ImageNet and of half of one, at most
-    """
-    count, last = len(x), x.shape[-1]
-    contrast, light, balance = torch.rand(3, count, 3, device=x.device) * 2 - 1
-    scale = 1 + share * contrast[:, :1].expand(-1, 3)
-    offset = share * (light[:, :1] + balance / 2)
-    if is_patches(x.shape):
-        scale, offset = (values.repeat_interleave(last // 3, 1)[:, None, None, None] for values in (scale, offset))
-    else:
-        scale, offset = (values.reshape(count, 3, *[1] * (x.ndim - 2)) for values in (scale, offset))
-    return x * scale + offset
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from sama.feed import Feed
 from sama.kernels.layout import PATCH, OutputLayout, fits_patches, is_patches
 from sama.labels import Item, leakage, named_split, protocol_split, read_labels, with_split
 from sama.model import find_weights
-from sama.models import ImageQuality, VideoQuality, load_weights
+from sama.models import ImageQuality, VideoQuality, build, load_weights
 from sama.models.swin3d import cut_patches
 from sama.sampler import ImageSampler, VideoSampler
 from sama.training.cache import CachedFeed
@@ -147,6 +147,26 @@ def make_model(config: Config) -> VideoQuality | ImageQuality:
     return model
 
 
+@torch.no_grad()
+def start_standardised(model: VideoQuality | ImageQuality, config: Config, items: Sequence[Item]) -> None:
+    """With `data.standardise`, bring a start from weights whose scores have a scale, as the packaged models' have, to
+    labels of mean 0 and deviation 1 over `items`; it would be far off at first."""
+    head = model.head
+    if not (config.data.standardise and config.model.weights) or head is None:
+        return
+    if "scale" not in build(find_weights(config.model.weights)).metadata:
+        return
+    mean, deviation = _mean_and_deviation(items)
+    head.fc_last.weight.div_(deviation)
+    head.fc_last.bias.sub_(mean).div_(deviation)
+
+
+def _mean_and_deviation(items: Sequence[Item]) -> tuple[float, float]:
+    """Of the labels; a deviation of 1 where they are all equal."""
+    labels = np.array([item.mos for item in items])
+    return float(labels.mean()), float(labels.std() or 1.0)
+
+
 def make_feed(
     config: Config, items: Sequence[Item], ranks: Ranks, *, name: str = "", train: bool = False
 ) -> Feed | CachedFeed:
@@ -199,7 +219,8 @@ def _feed(config: Config, items: Sequence[Item], ranks: Ranks, *, train: bool = 
         clips = 1 if train else sampling.num_clips
     labels = np.array([item.mos for item in items])
     if train and config.data.standardise:
-        labels = (labels - labels.mean()) / (labels.std() or 1.0)
+        mean, deviation = _mean_and_deviation(items)
+        labels = (labels - mean) / deviation
     return Feed(
         [item.path for item in items],
         sampler,
