@@ -37,6 +37,7 @@ SCALE = {"name": "VMAF v0.6.1", "least": 0, "most": 100}
 TARGETS = {"video": DEFAULT_WEIGHTS, "image": DEFAULT_IMAGE_WEIGHTS}
 RESULTS = Path(__file__).parent.parent / "bench" / "results"
 APART = 10  # least difference in VMAF between two versions whose order counts
+TOLD, ALMOST_ALL = 5, 0.975  # least difference between versions that a comparison is to tell, and of how many pairs
 TIMED = ("stutter", "freeze", "judder", "lost-h264", "lost-mpeg2")  # VMAF was not made for these: measured apart
 SHARPENED = ("sharpen", "encoder+sharpen", "sharpen+jpeg", "jpeg+sharpen")
 CLIPS = {"video": {"num_clips": 8, "whole_clips": True}, "image": {}}
@@ -95,7 +96,9 @@ def package(options: argparse.Namespace, validation: list[Item]) -> None:
     with torch.no_grad():
         head.fc_last.weight.mul_(slope)
         head.fc_last.bias.mul_(slope).add_(intercept)
-    metadata |= {"scale": SCALE, "validation": {"files": len(validation), "slope": slope, "intercept": intercept}}
+    on_scale = Measured(validation, {path: slope * score + intercept for path, score in prediction.items()})
+    scale = SCALE | {"noise": round(on_scale.noise, 2)}
+    metadata |= {"scale": scale, "validation": {"files": len(validation), "slope": slope, "intercept": intercept}}
     save_weights(built.model, TARGETS[options.kind], metadata=metadata)
 
 
@@ -152,6 +155,17 @@ class Measured:
             if abs(a.mos - b.mos) >= APART
         ]
         return float(np.mean(right)), len(right)
+
+    @property
+    def noise(self) -> float:
+        """How far, in `ALMOST_ALL` of the pairs of versions of a content, a difference points the wrong way at most."""
+        wrong = [
+            (self.prediction[a.path] - self.prediction[b.path]) * -np.sign(a.mos - b.mos)
+            for items in self.contents.values()
+            for a, b in combinations(items, 2)
+            if abs(a.mos - b.mos) >= TOLD
+        ]
+        return float(np.quantile(np.maximum(wrong, 0), ALMOST_ALL))
 
     @property
     def rmse(self) -> float:

@@ -46,8 +46,8 @@ class Settings:
 
     every_seconds: from one window to the next; None: `FEWEST` to `MOST` windows, one after the other where they fit
     offset_seconds: content at t of the first file is at t + this of the others; None: found, up to max_offset_seconds
-    floor: half width that the model's noise adds to an interval; None: the metadata's calibration["noise"], or else
-        `NOISE_SHARE` of the scale's range, or 0 where it has none
+    floor: half width that the model's noise adds to an interval; None: the metadata's scale["noise"], or
+        calibration["noise"], or else `NOISE_SHARE` of the scale's range, or 0 where it has none
     by: what is a ladder of its own: "codec" or "folder"; None: folders, if there are several, else codecs
     """
 
@@ -318,11 +318,12 @@ def compare(
 
 def noise_of(model: QualityModel, scale: Scale) -> float:
     """Half width of the interval that the model's noise adds, on its scale."""
-    given = (model.metadata.get("calibration") or {}).get("noise")
-    if given is not None:
-        if not (isinstance(given, int | float) and 0 <= given < math.inf):
-            raise CheckpointError(f"{model.name}: its metadata say calibration noise = {given!r}, expected 0 or more")
-        return float(given)
+    for key in ("scale", "calibration"):
+        given = (model.metadata.get(key) or {}).get("noise")
+        if given is not None:
+            if not (isinstance(given, int | float) and 0 <= given < math.inf):
+                raise CheckpointError(f"{model.name}: its metadata say {key} noise = {given!r}, expected 0 or more")
+            return float(given)
     return 0.0 if scale.low is None or scale.high is None else NOISE_SHARE * (scale.high - scale.low)
 
 
