@@ -40,6 +40,9 @@ SEEK_BYTES = 16 << 20  # reading past fewer bytes is as fast as seeking, and can
 SKIPS_EXACTLY = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8"})
 # Decoders that pass over damaged slices without a word, unless they are told to stop there.
 SILENT_DECODERS = frozenset({"hevc", "vvc"})
+# Decoders whose frame threads may give a frame before the one that works on it knows of its damage: they are told to
+# stop there too.
+LATE_DECODERS = frozenset({"h264", "mpeg4", "rv30", "rv40"})
 # Decoders whose frame threads take the pixels of damaged slices from frames that other threads are still at.
 SLICE_THREADS = frozenset({"ffv1"})
 # Side data that changes how all packets after it are read: such packets cannot be left out.
@@ -174,6 +177,12 @@ class PacketIndex:
             at -= 1
         return self.keys[max(at, 0)]
 
+    def refers_back(self, run: Run) -> bool:
+        """Whether pictures of a run may refer to some before it, which the decoder is not given (open groups)."""
+        start = self.pts[run.first]
+        shown_before = any(stamp < start for stamp in self.pts[run.first + 1 : run.last + 1])
+        return run.first > 0 and (shown_before or not self.packets[run.first].is_entry)
+
     def frame_of_packet(self, number: int) -> int:
         """The number of the frame that a packet shows, -1 where it shows none."""
         return self.frame_of_pts[self.pts[number]] if self.packets[number].is_shown else -1
@@ -229,7 +238,8 @@ class Source:
         self.context.thread_count = threads or default_threads(self.context)
         self.strict = guard.strict and threads != 1
         options = {"max_pixels": guard.limits.ffmpeg_pixels}
-        if self.strict and canonical in SILENT_DECODERS:
+        self.stops = self.strict and canonical in SILENT_DECODERS | LATE_DECODERS  # at damage that it could pass over
+        if self.stops:
             options["err_detect"] = "explode"
         self.context.options = options
         self.position = 0
@@ -283,6 +293,14 @@ class Source:
         self.position = at
         self._packets = chain([packet], packets)
 
+    def for_run(self, index: PacketIndex, run: Run) -> Source:
+        """This source, or a new one with one thread, where a decoder that stops at damage would stop at what is none:
+        references to pictures before the run."""
+        if not (self.stops and self.codec in LATE_DECODERS and index.refers_back(run)):
+            return self
+        self.close()
+        return Source(self.path, 1, self.guard)
+
     def positioned(self, index: PacketIndex, run: Run) -> Source:
         """This source, or a new one in its place, no further than the first packet of a run."""
         if self.position > run.first or index.bytes_between(self.position, run.first) > SEEK_BYTES:
@@ -311,11 +329,15 @@ class Source:
         return frames
 
     def _note_damage(self, what: str) -> None:
-        """What cannot be decoded before the first frame leaves no trace in any other."""
-        if self.frames:
+        """What cannot be decoded before the first frame leaves no trace in any other, unless it would have been one.
+
+        Whether a decoder in `LATE_DECODERS` would have passed over it turns out when the file is read again.
+        """
+        late = self.stops and self.codec in LATE_DECODERS
+        if self.frames and not late:
             self.guard.damage = self.guard.damage or what
-            if self.strict:
-                raise DamageError(self.path, f"its stream is damaged ({what})")
+        if self.strict and (self.frames or late):
+            raise DamageError(self.path, f"its stream is damaged ({what})")
 
     def decode_alone(self, packet: av.Packet) -> list[av.VideoFrame]:
         """Frames of one packet at once; leaves the decoder empty."""

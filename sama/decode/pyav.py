@@ -184,7 +184,7 @@ class PyavVideo:
         self._source = None
         try:
             for run in index.runs(wanted):
-                source = source.positioned(index, run)
+                source = source.for_run(index, run).positioned(index, run)
                 pending = list(reversed(run.frames))
                 for frame in source.decode_run(index, run):
                     self.decoded += 1
