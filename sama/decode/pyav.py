@@ -18,7 +18,8 @@ import av.error
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from sama.decode import VideoInfo
+from sama.decode import VideoInfo, color
+from sama.decode.color import CONVERSIONS
 from sama.decode.nal import nal_length, parameter_sets
 from sama.decode.packets import PacketIndex, Source, check_file, frame_seconds, read_packets
 from sama.errors import DecodeError, InputError
@@ -329,13 +330,15 @@ class Orientation:
 
 
 def to_frame(frame: av.VideoFrame, orientation: Orientation, reformatter: VideoReformatter) -> Frame:
-    """8-bit 4:2:0 as it lies in the decoder's memory; everything else as FFmpeg's own RGB.
+    """8-bit 4:2:0 as it lies in the decoder's memory; everything else as FFmpeg's own RGB, where it knows the matrix.
 
     FFmpeg interpolates chroma where the height is odd, and flipped columns of an odd width would pair with the wrong
     chroma: both go through RGB.
     """
     matrix, full_range = color_of(frame)
     planar = frame.format.name in ("yuv420p", "yuvj420p") and frame.height % 2 == 0
+    if int(frame.colorspace) in CONVERSIONS:
+        return Frame("rgb", (orientation.view(color.to_rgb(frame, full_range, reformatter)),))
     if matrix is None or not planar or (frame.width % 2 and orientation.flips_columns):
         rgb = reformatter.reformat(frame, format="rgb24")
         return Frame("rgb", (orientation.view(plane_view(rgb.planes[0], 3).reshape(rgb.height, rgb.width, 3)),))
