@@ -1,7 +1,7 @@
 """Colours that FFmpeg's scaler does not convert: YCgCo, and BT.2020 with constant luminance.
 
-Formulas of ITU-T H.273, 8.3, in float64, so that frames are the same every time. Chroma is brought to the luma's grid by
-FFmpeg as for other matrices.
+Formulas of ITU-T H.273, 8.3, in float64, so that frames are the same every time. FFmpeg brings the chroma to the luma's
+grid, as it does for other matrices.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def to_rgb(frame: av.VideoFrame, full_range: bool, reformatter: VideoReformatter
     bits = 8 if all(part.bits == 8 for part in frame.format.components) else 16
     frame.colorspace = UNSPECIFIED  # both before and after: only chroma's grid and the bits change
     planes = reformatter.reformat(frame, format="yuv444p" if bits == 8 else "yuv444p16le").planes
-    kind, scale = (np.dtype("u1"), 1) if bits == 8 else (np.dtype("<u2"), 256)
+    kind, scale = np.dtype("u1" if bits == 8 else "<u2"), 1 << bits - 8
     y, *chroma = (
-        np.frombuffer(plane, kind).reshape(plane.height, -1)[:, : plane.width].astype(np.float64) / scale
+        np.frombuffer(memoryview(plane), kind).reshape(plane.height, -1)[:, : plane.width].astype(np.float64) / scale
         for plane in planes
     )
     first, span, chroma_span = (0, 255, 255) if full_range else (16, 219, 224)

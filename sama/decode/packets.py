@@ -43,8 +43,10 @@ SILENT_DECODERS = frozenset({"hevc", "vvc"})
 # Decoders whose frame threads may give a frame before the one that works on it knows of its damage: they are told to
 # stop there too.
 LATE_DECODERS = frozenset({"h264", "mpeg4", "rv30", "rv40"})
-# Decoders whose frame threads take the pixels of damaged slices from frames that other threads are still at.
-SLICE_THREADS = frozenset({"ffv1"})
+# Decoders whose frame threads take the pixels of damaged slices from frames that other threads are, or were, at.
+SLICE_THREADS = frozenset({"ffv1", "speedhq"})
+# Decoders that show what was in memory where a stream is damaged, and do not say so: their frames do not repeat.
+REFUSED_DECODERS = frozenset({"flashsv", "flashsv2"})
 # Side data that changes how all packets after it are read: such packets cannot be left out.
 STATEFUL_SIDE_DATA: tuple[Literal["new_extradata", "param_change"], ...] = ("new_extradata", "param_change")
 
@@ -471,6 +473,8 @@ def video_stream(path: str, container: av.container.InputContainer) -> av.video.
         raise DecodeError(path, f"has no video stream; found: {describe_streams(container)}")
     if streams[0].codec_context is None:
         raise DecodeError(path, "FFmpeg has no decoder for its video stream")
+    if (name := streams[0].codec_context.codec.canonical_name) in REFUSED_DECODERS:
+        raise DecodeError(path, f"its codec, {name}, is not read: of a damaged stream FFmpeg gives what was in memory")
     return streams[0]
 
 

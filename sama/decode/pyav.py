@@ -60,6 +60,7 @@ class PyavVideo:
         self._closed = False
         source = Source(path, threads, self.guard)
         self._source: Source | None = source  # kept open for the first call of `frames`
+        self._first: av.VideoFrame | None = None  # see `_open`
         try:
             width, height = source.context.width, source.context.height
             with self.guard.hold(DECODER_FRAMES * width * height * 3 // 2):
@@ -78,6 +79,9 @@ class PyavVideo:
                 why += f"; frames of more than {self.guard.limits.video_pixels:,} pixels are not (--max-pixels)"
             raise DecodeError(self._path, f"none of its {len(packets)} {source.codec} packets can be decoded{why}")
         self.guard.check_pixels(first.width, first.height)
+        # A PyAV frame whose side data was asked for is freed by the garbage collector, at any time. Its memory would be
+        # used for other frames, and shows where a damaged stream leaves pixels out: it is kept as long as the decoder.
+        self._first = first
         self.orientation = Orientation.of(first)
         self.decoded_size = first.width, first.height
         self.matrix, self.full_range = color_of(first)
@@ -141,6 +145,7 @@ class PyavVideo:
         if self._source is not None:
             self._source.close()
             self._source = None
+        self._first = None
 
     def checked(self, indices: Iterable[int]) -> list[int]:
         """`indices` without duplicates, in increasing order; IndexError where there is no such frame."""
@@ -181,8 +186,8 @@ class PyavVideo:
 
     def _decode_planned(self, index: PacketIndex, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """The wanted frames; fewer where the decoder's output does not agree with the index."""
-        source = self._source or Source(self._path, self._threads, self.guard)
-        self._source = None
+        source, first = self._source or Source(self._path, self._threads, self.guard), self._first
+        self._source = self._first = None
         try:
             for run in index.runs(wanted):
                 source = source.for_run(index, run).positioned(index, run)
@@ -198,6 +203,7 @@ class PyavVideo:
                     return
         finally:
             source.close()
+            del first
 
     def packets(self, wanted: list[int]) -> Generator[tuple[int, Source, av.Packet | None], None, None]:
         """What a decoder other than FFmpeg's needs for `wanted` (increasing numbers), in file order.
