@@ -41,10 +41,12 @@ SKIPS_EXACTLY = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", 
 # Decoders that pass over damaged slices without a word, unless they are told to stop there.
 SILENT_DECODERS = frozenset({"hevc", "vvc"})
 # Decoders whose frame threads may give a frame before the one that works on it knows of its damage: they are told to
-# stop there too.
-LATE_DECODERS = frozenset({"h264", "mpeg4", "rv30", "rv40"})
-# Decoders whose frame threads take the pixels of damaged slices from frames that other threads are, or were, at.
-SLICE_THREADS = frozenset({"ffv1", "speedhq"})
+# stop there too, and decode with one thread what is short, where most frames come out while the threads are at work.
+LATE_DECODERS = frozenset({"h264"})
+SHORT_RUN = 32  # packets
+# Decoders whose frame threads take the pixels of damaged slices from frames that other threads are, or were, at, or
+# that cannot be told to stop at damage.
+SLICE_THREADS = frozenset({"ffv1", "mpeg4", "rv30", "rv40", "speedhq"})
 # Decoders that show what was in memory where a stream is damaged, and do not say so: their frames do not repeat.
 REFUSED_DECODERS = frozenset({"flashsv", "flashsv2"})
 # Side data that changes how all packets after it are read: such packets cannot be left out.
@@ -240,13 +242,14 @@ class Source:
         self.context.thread_count = threads or default_threads(self.context)
         self.strict = guard.strict and threads != 1
         options = {"max_pixels": guard.limits.ffmpeg_pixels}
-        self.stops = self.strict and canonical in SILENT_DECODERS | LATE_DECODERS  # at damage that it could pass over
-        if self.stops:
+        self.is_late = self.strict and canonical in LATE_DECODERS
+        if self.is_late or (self.strict and canonical in SILENT_DECODERS):
             options["err_detect"] = "explode"
         self.context.options = options
         self.position = 0
         self.frames = 0  # that the decoder has given
         self.error = ""  # the decoder's last complaint
+        self.opening = False  # damage of the first frame is of no interest yet, and told of in time or too late
         self._packets: Iterator[av.Packet] = self._demux()
 
         self.format = self.container.format.name
@@ -296,9 +299,10 @@ class Source:
         self._packets = chain([packet], packets)
 
     def for_run(self, index: PacketIndex, run: Run) -> Source:
-        """This source, or a new one with one thread, where a decoder that stops at damage would stop at what is none:
-        references to pictures before the run."""
-        if not (self.stops and self.codec in LATE_DECODERS and index.refers_back(run)):
+        """This source, or a new one with one thread, where one of `LATE_DECODERS` would stop at what is no damage,
+        references to pictures before the run, or know of damage too late."""
+        many_threads = not index.refers_back(run) and run.last - run.first >= SHORT_RUN
+        if many_threads or not self.is_late:
             return self
         self.close()
         return Source(self.path, 1, self.guard)
@@ -326,7 +330,7 @@ class Source:
             self._note_damage(self.error)
             return []
         self.frames += len(frames)
-        if any(frame.is_corrupt for frame in frames):
+        if any(frame.is_corrupt for frame in frames) and not (self.opening and self.is_late):
             self._note_damage("damaged frames")
         return frames
 
@@ -335,10 +339,9 @@ class Source:
 
         Whether a decoder in `LATE_DECODERS` would have passed over it turns out when the file is read again.
         """
-        late = self.stops and self.codec in LATE_DECODERS
-        if self.frames and not late:
+        if self.frames and not self.is_late:
             self.guard.damage = self.guard.damage or what
-        if self.strict and (self.frames or late):
+        if self.strict and (self.frames or self.is_late):
             raise DamageError(self.path, f"its stream is damaged ({what})")
 
     def decode_alone(self, packet: av.Packet) -> list[av.VideoFrame]:
@@ -365,6 +368,7 @@ def read_packets(source: Source) -> tuple[list[Packet], av.VideoFrame | None]:
     packets: list[Packet] = []
     first: list[av.VideoFrame] = []
     length = nal_length(source.codec, source.context.extradata)
+    source.opening = True
     for number, packet in source.packets():
         if not first:
             first = (source.decode_alone(packet) if number == 0 else []) or source.decode(packet)
@@ -383,6 +387,7 @@ def read_packets(source: Source) -> tuple[list[Packet], av.VideoFrame | None]:
             )
         )
     first = first or source.decode(None)
+    source.opening = False
     return packets, first[0] if first else None
 
 
