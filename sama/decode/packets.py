@@ -46,7 +46,7 @@ LATE_DECODERS = frozenset({"h264"})
 SHORT_RUN = 32  # packets
 # Decoders whose frame threads take the pixels of damaged slices from frames that other threads are, or were, at, or
 # that cannot be told to stop at damage.
-SLICE_THREADS = frozenset({"ffv1", "mpeg4", "rv30", "rv40", "speedhq"})
+SLICE_THREADS = frozenset({"exr", "ffv1", "mpeg4", "rv30", "rv40", "speedhq"})
 # Decoders that show what was in memory where a stream is damaged, and do not say so: their frames do not repeat.
 REFUSED_DECODERS = frozenset({"flashsv", "flashsv2"})
 # Side data that changes how all packets after it are read: such packets cannot be left out.
