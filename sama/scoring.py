@@ -199,8 +199,9 @@ def _clips(
     row: Row, model: QualityModel, every_seconds: float | None, attempt: Attempt, guard: Guard
 ) -> Iterator[torch.Tensor]:
     """The sampled clips of a video."""
-    how = {"decoder": attempt.decoder, "threads": attempt.threads, "device": model.device, "guard": guard}
-    with open_video(row.path, **how) as video, guard.hold(video.held_bytes(model.clip_len)):
+    decoder, threads = attempt
+    opened = open_video(row.path, decoder=decoder, threads=threads, device=model.device, guard=guard)
+    with opened as video, guard.hold(video.held_bytes(model.clip_len)):
         yield from _clips_of(video, row, model, every_seconds, guard)
 
 

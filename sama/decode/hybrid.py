@@ -34,15 +34,16 @@ class Seats:
 
     files: that will ask for a seat. The last ones, as many as there are seats on the GPU, do not take one on the CPU if
         the GPU can decode them: there a long one would be the last to end.
+    condition: of threads, in place of Python's, for simulations
     """
 
-    def __init__(self, gpu: int, cpu: int, files: int):
+    def __init__(self, gpu: int, cpu: int, files: int, *, condition: threading.Condition | None = None):
         self.limits = {"nvcodec": gpu, "pyav": cpu}
         self.taken: dict[str, list[Guard]] = {"nvcodec": [], "pyav": []}
         self.remaining = files
         self.for_cpu = 0  # files that wait and that the GPU cannot decode
         self.most = {"nvcodec": 0, "pyav": 0}  # seats taken at one time
-        self.changed = threading.Condition()
+        self.changed = condition or threading.Condition()
 
     @property
     def threads(self) -> int:
