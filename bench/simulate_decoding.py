@@ -7,6 +7,9 @@ the library and time are those of `virtual_gpu.py`, with its rates. `CORPUS` say
 Python takes 4 times as long, and opening files and making sessions 3 times. Writes
 `results/simulate-decoding.csv`: for each number of sessions the share of the engines' time that is used, from the first
 packet to the last.
+
+With CPU cores beside the engines (`sama.decode.hybrid`), a core decodes `CORE_FPS` pictures a second, and files that
+the GPU refuses, `REFUSED` of all where that is the case, are decoded by cores alone.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -37,8 +41,10 @@ from virtual_gpu import (
     packet_data,
 )
 
+from sama.decode.hybrid import Seats
 from sama.decode.packets import Packet, PacketIndex
 from sama.decode.sessions import SessionPool
+from sama.limits import Guard
 from sama.plan import frame_indices
 from sama.prefetch import Ended, ahead
 
@@ -46,6 +52,9 @@ RESULTS = Path(__file__).parent / "results"
 FILES, SEED = 1000, 0
 SESSIONS = (1, 7, 14, 21)
 AS_SCORED = "as files are scored"
+CORE_FPS = 100.0  # assumed, as the engines' rate is
+CORES = (8, 32)
+REFUSED = 0.05
 JOBS_AHEAD, ITEMS_AHEAD = 256, 16  # as `sama.scoring` has them on a GPU
 
 
@@ -78,6 +87,7 @@ class Row:
 
     case: what is simulated; sessions: at most; workers: threads
     seconds: virtual; per_second: files; share: of the engines' time, 0..1; made: sessions constructed
+    cores: that decode too; refused: files that only they decode; by_cores: files that they have decoded
     """
 
     case: str
@@ -92,6 +102,9 @@ class Row:
     share: float
     made: int
     reused: int
+    cores: int
+    refused: int
+    by_cores: int
 
 
 class File:
@@ -132,13 +145,28 @@ def corpus(files: int) -> list[File]:
 
 
 def simulate(
-    files: list[File], sessions: int, workers: int, rates: Rates, *, kept: bool = True, case: str = AS_SCORED
+    files: list[File],
+    sessions: int,
+    workers: int,
+    rates: Rates,
+    *,
+    kept: bool = True,
+    case: str = AS_SCORED,
+    cores: int = 0,
+    refused: float = 0.0,
 ) -> Row:
     """Decode all files with at most that many sessions, in that many threads.
 
     kept: sessions are kept between files; otherwise each file gets a new one
+    cores: that decode beside the engines, as `sama.scoring` has it with decoder hybrid
+    refused: share of the files that only they decode
     """
-    time = VirtualTime(workers)
+    seats = Seats(workers, cores, len(files))
+    threads = seats.threads if cores else workers
+    time = VirtualTime(threads)
+    seats.changed = VirtualCondition(time)
+    for_cores = {*np.random.default_rng(SEED + 1).permutation(len(files))[: round(refused * len(files))].tolist()}
+    stop, by_cores = threading.Event(), []
     gpu = VirtualGpu(rates, time)
     with installed(gpu):
         nvcodec = importlib.import_module("sama.decode.nvcodec")
@@ -147,6 +175,18 @@ def simulate(
 
     def produce(file: File, ticket: object) -> Iterator[int]:
         time.sleep(rates.opening)
+        if not cores:
+            yield decode(file)
+            return
+        with seats.take(Guard(str(file.number)), gpu=file.number not in for_cores, stop=stop) as decoder:
+            if decoder == "nvcodec":
+                yield decode(file)
+            else:
+                by_cores.append(file.number)
+                time.sleep(sum(bool(data) for _, data in file.units()) / CORE_FPS)
+                yield len(file.wanted)
+
+    def decode(file: File) -> int:
         sequence = b"" if kept else str(file.number).encode()
         key = nvcodec.SessionKey(torch.device("cpu"), "h264", file.kind.size, "yuv420p", sequence, str(file.number))
         with pool.lease(key) as lease:
@@ -155,12 +195,12 @@ def simulate(
             packets[file.number] = lease.session.sent - before
         if found != file.wanted:
             raise AssertionError(f"file {file.number}: frames came out in another order, or not all")
-        yield len(found)
+        return len(found)
 
     jobs = ahead(
         time.jobs(files),
         produce,
-        workers=workers,
+        workers=threads,
         jobs_ahead=JOBS_AHEAD,
         items_ahead=ITEMS_AHEAD,
         in_order=False,
@@ -187,6 +227,9 @@ def simulate(
         share=round(worked / (time.now * rates.engines), 4),
         made=pool.counts.created,
         reused=pool.counts.reused,
+        cores=cores,
+        refused=len(for_cores),
+        by_cores=len(by_cores),
     )
 
 
@@ -211,6 +254,10 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     rows.append(simulate(files, best, best, rates, case="a thread for each session"))
     rows.append(simulate(files, best, best, rates, kept=False, case="a new session for each file"))
     rows.append(simulate(files, best, best + best // 2, slow, case="a slow host"))
+    for share in (0.0, REFUSED):
+        rows += [
+            simulate(files, best, best + best // 2, rates, case="hybrid", cores=cores, refused=share) for cores in CORES
+        ]
     show(rows, rates)
     with open(options.out / "simulate-decoding.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")

@@ -173,7 +173,7 @@ def _add_limits(command: ArgumentParser) -> None:
 
 
 def _add_decoder(command: ArgumentParser) -> None:
-    decoders = "pyav, dali, nvcodec, or auto: for each file the GPU's where it can decode it, else pyav"
+    decoders = "pyav, dali, nvcodec; auto: for each file the GPU's where it can, else pyav; hybrid: GPU and CPU cores"
     command.add_argument("--decoder", type=str, default="auto", help=decoders)
 
 

@@ -126,7 +126,7 @@ class Feed:
             )
         check_decoder(decoder)
         self.images = isinstance(sampler, ImageSampler)
-        self.batched = not self.images and decoder != "auto" and DECODERS[decoder].batched
+        self.batched = not self.images and decoder in DECODERS and DECODERS[decoder].batched
         if self.images and num_clips != 1:
             raise InputError(f"an image has one clip; got num_clips={num_clips}")
         self.sampler = sampler

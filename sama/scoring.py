@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterator, Sequence
 import numpy as np
 import torch
 
-from sama.decode import Attempt, again, check_decoder, gpu_workers, open_video
+from sama.decode import Attempt, Video, again, check_decoder, gpu_workers, hybrid, open_video
 from sama.decode.images import read_image
 from sama.devices import own_stream
 from sama.errors import DecodeError, reason
@@ -49,6 +49,7 @@ def score_files(
     batch: clips that go through the model at once, None is `model.default_batch`; on a CPU scores do not depend on it
     workers: files decoded at the same time, ahead of the model; None is half of the cores, at most 4, or where a GPU
         decodes three for each of its engines: two are decoded at a time, and the next one is opened
+    decoder: as for `sama.open_video`; with "hybrid" CPU cores decode beside the GPU (`sama.decode.hybrid`)
     every_seconds: as in `QualityModel.score`
     meter: measures how long the model waits for decoding
     limits: what a file may cost; None is `Limits()`
@@ -56,6 +57,9 @@ def score_files(
     check_decoder(decoder)
     batch = batch or model.default_batch
     on_gpu = gpu_workers(decoder, model.device) if model.kind == "video" else 0
+    seats = hybrid.seats(model.device, len(paths), workers) if decoder == "hybrid" and model.kind == "video" else None
+    if seats is not None:
+        workers = seats.threads
     workers = workers or on_gpu or min(4, max(1, (os.cpu_count() or 1) // 2))
     settings = model.describe(every_seconds)
     waiting: deque[_Open] = deque()
@@ -66,7 +70,7 @@ def score_files(
     events = ahead(
         map(_Open, paths),
         lambda file, ticket: _on_device(
-            _samples(file.row, model, every_seconds, decoder, ticket, limits), model.device
+            _samples(file.row, model, every_seconds, decoder, ticket, limits, seats), model.device
         ),
         workers=workers,
         jobs_ahead=FILES_AHEAD if on_gpu else workers + 1,
@@ -153,7 +157,13 @@ def _on_device(samples: Iterator[torch.Tensor | object], device: torch.device) -
 
 
 def _samples(
-    row: Row, model: QualityModel, every_seconds: float | None, decoder: str, ticket: Ticket, limits: Limits
+    row: Row,
+    model: QualityModel,
+    every_seconds: float | None,
+    decoder: str,
+    ticket: Ticket,
+    limits: Limits,
+    seats: hybrid.Seats | None,
 ) -> Iterator[torch.Tensor | object]:
     """Open the file that the row names, fill in what is known of it, and yield its sampled clips.
 
@@ -169,7 +179,12 @@ def _samples(
     attempt: Attempt | None = Attempt(decoder, None)
     while attempt is not None:
         try:
-            yield from _clips(row, model, every_seconds, attempt, guard)
+            if seats is None:
+                yield from _clips(row, model, every_seconds, attempt, guard)
+            else:
+                gpu = attempt.decoder == "hybrid"
+                with hybrid.opened(row.path, model.device, guard, seats, ticket.stop, gpu=gpu) as video:
+                    yield from _clips_of(video, row, model, every_seconds, guard)
             break
         except DecodeError as error:
             attempt = again(attempt, row.decoder, error)
@@ -184,17 +199,24 @@ def _clips(
     row: Row, model: QualityModel, every_seconds: float | None, attempt: Attempt, guard: Guard
 ) -> Iterator[torch.Tensor]:
     """The sampled clips of a video."""
-    device = model.device
-    with open_video(row.path, decoder=attempt.decoder, threads=attempt.threads, device=device, guard=guard) as video:
-        info = video.info
-        row.frames, row.width, row.height = info.num_frames, info.width, info.height
-        row.duration, row.fps = info.duration_seconds, info.fps
-        row.decoder = video.decoder
-        with guard.hold(video.held_bytes(model.clip_len)):
-            seconds, clips = model.sample(video, every_seconds)
-            guard.allow_clips(len(seconds))
-            row.times = seconds.tolist()
-            yield from guard.outside(clips)
+    decoder, threads = attempt
+    opened = open_video(row.path, decoder=decoder, threads=threads, device=model.device, guard=guard)
+    with opened as video, guard.hold(video.held_bytes(model.clip_len)):
+        yield from _clips_of(video, row, model, every_seconds, guard)
+
+
+def _clips_of(
+    video: Video, row: Row, model: QualityModel, every_seconds: float | None, guard: Guard
+) -> Iterator[torch.Tensor]:
+    """The sampled clips of an open video, whose memory is held."""
+    info = video.info
+    row.frames, row.width, row.height = info.num_frames, info.width, info.height
+    row.duration, row.fps = info.duration_seconds, info.fps
+    row.decoder = video.decoder
+    seconds, clips = model.sample(video, every_seconds)
+    guard.allow_clips(len(seconds))
+    row.times = seconds.tolist()
+    yield from guard.outside(clips)
 
 
 def _budget(device: torch.device) -> int:

@@ -109,7 +109,9 @@ def carry_out(command: Callable[[], int], *, name: str = "sama", traceback: bool
     """
     interruption.begin(hint)
     try:
-        with interruption.watched():
+        from sama.decode import images
+
+        with interruption.watched(), images.quiet():
             return command()
     except KeyboardInterrupt:
         interruption.say()

@@ -17,7 +17,7 @@ import nvcodec_stub
 import torch
 
 from sama import decode, scoring
-from sama.decode import nvdec, open_video
+from sama.decode import hybrid, nvdec, open_video
 
 CPU = torch.device("cpu")
 
@@ -55,6 +55,8 @@ def fake_gpu() -> Iterator[ModuleType]:
             (torch.cuda, "get_device_capability", lambda device=None: (8, 9)),
             (decode, "open_video", on_gpu),
             (scoring, "open_video", on_gpu),
+            (hybrid, "gpu_workers", lambda decoder, device: nvcodec.workers(CPU)),
+            (hybrid, "on_gpu", lambda path, device, source: nvcodec.NvcodecVideo(path, device="cuda", source=source)),
             (scoring, "gpu_workers", lambda decoder, device: 0 if decoder == "pyav" else nvcodec.workers(CPU)),
         ):
             patches.enter_context(mock.patch.object(target, name, value))

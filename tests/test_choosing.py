@@ -138,9 +138,9 @@ def test_the_driver_is_looked_for_once(library, there, monkeypatch):
 
 
 def test_a_decoders_name_is_checked():
-    for name in ("auto", *DECODERS):
+    for name in ("auto", "hybrid", *DECODERS):
         check_decoder(name)
-    with pytest.raises(InputError, match="unknown decoder 'dali2'; known: auto, nvcodec, dali, pyav"):
+    with pytest.raises(InputError, match="unknown decoder 'dali2'; known: auto, hybrid, nvcodec, dali, pyav"):
         check_decoder("dali2")
     assert [name for name, decoder in DECODERS.items() if decoder.batched] == ["dali"]
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import socket
 import struct
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 from PIL import Image
 from videos import full_decode, picture, write_video
+from watch import Watch
 
 from sama.decode import open_video
 from sama.errors import DecodeError
 from sama.files import VIDEO_SUFFIXES
-
-IN_OPEN, IN_ISDIR, IN_NONBLOCK = 0x20, 0x40000000, 0o4000
 
 HLS = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{0}\n#EXT-X-ENDLIST\n"
 MPD = """<?xml version="1.0"?>
@@ -43,29 +40,6 @@ SCRIPTS = {
     "titles.idx": ("# VobSub index file, v7\nid: en, index: 0\n", "an index of subtitles (vobsub)"),
     "titles.srt": ("1\n00:00:01,000 --> 00:00:02,000\n{0}\n", "a text file"),
 }
-
-
-class Watch:
-    """Names of the files that anyone opens in a folder, by inotify: calls of C code are seen too."""
-
-    def __init__(self, folder: Path):
-        self.libc = ctypes.CDLL(None, use_errno=True)
-        self.fd = self.libc.inotify_init1(IN_NONBLOCK)
-        assert self.fd >= 0
-        assert self.libc.inotify_add_watch(self.fd, os.fsencode(folder), IN_OPEN) >= 0
-
-    def opened(self) -> set[str]:
-        names = set()
-        while True:
-            try:
-                events = os.read(self.fd, 1 << 16)
-            except BlockingIOError:
-                return names
-            while events:
-                _, mask, _, length = struct.unpack_from("iIII", events)
-                if not mask & IN_ISDIR:
-                    names.add(os.fsdecode(events[16 : 16 + length].rstrip(b"\0")))
-                events = events[16 + length :]
 
 
 @pytest.fixture

@@ -340,7 +340,7 @@ def test_closed_video_is_refused(clip):
 
 
 def test_unknown_decoder_lists_the_known(clip):
-    with pytest.raises(ValueError, match="unknown decoder 'dali2'; known: auto, nvcodec, dali, pyav"):
+    with pytest.raises(ValueError, match="unknown decoder 'dali2'; known: auto, hybrid, nvcodec, dali, pyav"):
         open_video(clip("h264.mp4"), decoder="dali2")
     with pytest.raises(ValueError, match="threads must be at least 1, or None; got 0"):
         open_video(clip("h264.mp4"), threads=0)

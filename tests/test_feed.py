@@ -131,7 +131,7 @@ def test_wrong_settings_are_named(files):
         Feed([], small_sampler())
     with pytest.raises(ValueError, match="labels must be one a file; got 1 for 7 files"):
         Feed(files, small_sampler(), labels=[1.0])
-    with pytest.raises(ValueError, match="unknown decoder 'dali2'; known: auto, nvcodec, dali, pyav"):
+    with pytest.raises(ValueError, match="unknown decoder 'dali2'; known: auto, hybrid, nvcodec, dali, pyav"):
         Feed(files, small_sampler(), decoder="dali2")
     with pytest.raises(ValueError, match=r"rank must be in 0\.\.1; got 2"):
         Feed(files, small_sampler(), rank=2, ranks=2)

@@ -539,6 +539,27 @@ def test_the_command_takes_a_folder_of_images(odd_files, tmp_path, monkeypatch, 
     assert {name for name, row in rows.items() if row.status == "error" and row.reason} == set(bad)
 
 
+def test_libraries_write_nothing_to_the_terminal(tmp_path, monkeypatch, capfd):
+    """What they say lacks the file's name: the row has what matters."""
+    monkeypatch.setattr(QualityModel, "token_maps", lambda self, x: torch.full((len(x), 8, 8), 0.25))
+    lzw = save(tmp_path / "lzw.tif", NOISE, compression="tiff_lzw").read_bytes()
+    (tmp_path / "lzw.tif").write_bytes(lzw[:100] + b"\xff" * 200 + lzw[300:])
+    deflated = save(tmp_path / "deflated.tif", NOISE, compression="tiff_adobe_deflate").read_bytes()
+    (tmp_path / "deflated.tif").write_bytes(deflated[:200] + bytes(50) + deflated[250:])
+    save(tmp_path / "exif.jpg", NOISE, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    paths = [str(tmp_path / name) for name in ("lzw.tif", "deflated.tif", "exif.jpg")]
+    for path in paths[:2]:
+        reason(path)
+    assert "code" in capfd.readouterr().err  # libtiff speaks to whoever uses it without the command
+    assert cli.main(["score", *paths, "--random-weights", "--device", "cpu"]) == 1
+    printed = capfd.readouterr()
+    assert f"{tmp_path / 'lzw.tif'}: damaged image" in printed.out
+    said = [line for line in printed.err.splitlines() if line and not line.startswith("compiling")]
+    assert [line.partition(" ")[0] for line in said] == ["model:", "1", "the"]
+    reason(paths[0])
+    assert "code" in capfd.readouterr().err  # and does so again
+
+
 def test_a_gif_is_an_image_or_a_video(tmp_path):
     gif, still = save(tmp_path / "x.gif", NOISE), save(tmp_path / "x.png", NOISE)
     for kind in ("image", "video"):

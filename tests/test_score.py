@@ -352,7 +352,7 @@ def test_command_errors(weights, folder, tmp_path, capsys, monkeypatch):
         ([folder / "a.mp4", "--weights", weights, "--device", "gpu"], "unknown device 'gpu'"),
         (
             [folder / "a.mp4", "--weights", weights, "--decoder", "ffmpeg"],
-            "unknown decoder 'ffmpeg'; known: auto, nvcodec, dali, pyav",
+            "unknown decoder 'ffmpeg'; known: auto, hybrid, nvcodec, dali, pyav",
         ),
         ([folder / "a.mp4", "--weights", bare], "its metadata lacks mode, grid"),
         ([folder / "a.mp4", "--weights", weights, "--mode", "sama3"], "unknown mode 'sama3'"),

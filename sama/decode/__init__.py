@@ -125,10 +125,13 @@ DECODERS = {  # "auto" takes the first available one that is for the file; exact
 }
 
 
+CHOOSING = ("auto", "hybrid")  # a decoder for each file; hybrid: one of those that give the same frames to the bit
+
+
 def check_decoder(name: str) -> None:
-    """InputError unless `name` is "auto" or a name in `DECODERS`; the text lists them."""
-    if name != "auto" and name not in DECODERS:
-        raise InputError(f"unknown decoder {name!r}; known: auto, {', '.join(DECODERS)}")
+    """InputError unless `name` is in `CHOOSING` or `DECODERS`; the text lists them."""
+    if name not in CHOOSING and name not in DECODERS:
+        raise InputError(f"unknown decoder {name!r}; known: {', '.join([*CHOOSING, *DECODERS])}")
 
 
 def open_video(
@@ -142,7 +145,8 @@ def open_video(
     """Open a video file.
 
     decoder: a name in `DECODERS`, or "auto": for each file a GPU's decoder where there is a GPU, the decoder's library,
-        its driver, and a stream that they can decode; otherwise "pyav". A named decoder never falls back. Where the
+        its driver, and a stream that they can decode; otherwise "pyav"; "hybrid" is the same without "dali", and where
+        many files are scored, CPU cores decode beside the GPU. A named decoder never falls back. Where the
         GPU fails on the way, whoever reads whole files (`decode_with`, `Feed`, `score_files`) goes on with "pyav".
     threads: decoding threads of this video; None lets the decoder choose.
     device: where to decode, "cpu", "cuda" or "cuda:N"; None is a GPU where there is one. "pyav" decodes to main memory.
@@ -155,7 +159,7 @@ def open_video(
     check_decoder(decoder)
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, or None; got {threads}")
-    name = "pyav" if decoder == "auto" else decoder
+    name = "pyav" if decoder in CHOOSING else decoder
     chosen = DECODERS[name]
     if not chosen.available():
         raise MissingLibraryError(
@@ -165,7 +169,7 @@ def open_video(
     if chosen.gpu:
         return video_class(fsdecode(path), threads=threads, device=device, **_guarded_source(path, threads, guard))
     video = video_class(fsdecode(path), threads=threads, guard=guard)
-    return _on_gpu(video, device) if decoder == "auto" else video
+    return _on_gpu(video, device, decoder) if decoder in CHOOSING else video
 
 
 def _guarded_source(path: str | PathLike[str], threads: int | None, guard: Guard | None) -> dict[str, PyavVideo]:
@@ -177,9 +181,10 @@ def _guarded_source(path: str | PathLike[str], threads: int | None, guard: Guard
     return {"source": PyavVideo(fsdecode(path), threads=threads, guard=guard)}
 
 
-def _on_gpu(video: PyavVideo, device: str | torch.device | None) -> Video:
-    """The same file with the first GPU decoder that decodes it, or `video` itself."""
-    candidates = [decoder for decoder in DECODERS.values() if decoder.gpu and decoder.available()]
+def _on_gpu(video: PyavVideo, device: str | torch.device | None, choosing: str) -> Video:
+    """The same file with the first GPU decoder that decodes it, or `video` itself. choosing: one of `CHOOSING`"""
+    asked = [one for one in DECODERS.values() if one.gpu and not (one.batched and choosing == "hybrid")]
+    candidates = [decoder for decoder in asked if decoder.available()]
     if not candidates or str(device).startswith("cpu") or not nvdec.driver_available():
         return video
     import torch
@@ -199,7 +204,7 @@ def _on_gpu(video: PyavVideo, device: str | torch.device | None) -> Video:
 
 def gpu_workers(decoder: str, device: str | torch.device) -> int:
     """How many threads keep a GPU's decoders busy, where `open_video` may decode there with nvcodec; 0 elsewhere."""
-    if not str(device).startswith("cuda") or decoder not in ("auto", "nvcodec"):
+    if not str(device).startswith("cuda") or decoder not in ("auto", "hybrid", "nvcodec"):
         return 0
     if not DECODERS["nvcodec"].available() or not nvdec.driver_available():
         return 0
@@ -255,7 +260,7 @@ def again(attempt: Attempt, used: str | None, error: DecodeError) -> Attempt | N
     used: the name of the decoder that failed, None where the file was not even opened
     """
     if isinstance(error, DamageError):
-        return Attempt("pyav" if attempt.decoder == "auto" else attempt.decoder, 1)
-    if attempt.decoder == "auto" and used not in (None, "pyav"):
+        return Attempt("pyav" if attempt.decoder in CHOOSING else attempt.decoder, 1)
+    if attempt.decoder in CHOOSING and used not in (None, "pyav"):
         return Attempt("pyav", attempt.threads)
     return None

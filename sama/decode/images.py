@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import stat
 import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -23,6 +27,30 @@ HEIC_BRANDS = (b"heic", b"heix", b"heif", b"hevc", b"mif1", b"msf1")
 JPEG_BYTES = 1 << 29  # a larger file is left to Pillow, which reads it piece by piece
 BLOCK_BYTES = 1 << 24  # read at once where a file is only looked through
 STRIP_PIXELS = 1 << 18  # converted at once, so that they stay in the processor's cache
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """While the block runs, neither Pillow nor its libtiff write to the terminal, in the whole process.
+
+    What they say lacks the file's name. Where it costs pixels, `read_image` raises an error; the rest is of damaged
+    metadata. libtiff is found where it is a library of its own (Linux, macOS), not where it is a part of Pillow.
+    """
+    from PIL import Image
+
+    before = []
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(Image.core.__file__)
+        for setter in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+            setter.restype, setter.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+            before.append((setter, setter(None)))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+            yield
+    finally:
+        for setter, handler in before:
+            setter(handler)
 
 
 def read_image(path: str | os.PathLike, *, max_pixels: int = IMAGE_PIXELS) -> np.ndarray:

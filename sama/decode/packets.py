@@ -40,8 +40,15 @@ SEEK_BYTES = 16 << 20  # reading past fewer bytes is as fast as seeking, and can
 SKIPS_EXACTLY = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8"})
 # Decoders that pass over damaged slices without a word, unless they are told to stop there.
 SILENT_DECODERS = frozenset({"hevc", "vvc"})
-# Decoders whose frame threads take the pixels of damaged slices from frames that other threads are still at.
-SLICE_THREADS = frozenset({"ffv1"})
+# Decoders whose frame threads may give a frame before the one that works on it knows of its damage: they are told to
+# stop there too, and decode with one thread what is short, where most frames come out while the threads are at work.
+LATE_DECODERS = frozenset({"h264"})
+SHORT_RUN = 32  # packets
+# Decoders whose frame threads take the pixels of damaged slices from frames that other threads are, or were, at, or
+# that cannot be told to stop at damage.
+SLICE_THREADS = frozenset({"exr", "ffv1", "mpeg4", "rv30", "rv40", "speedhq"})
+# Decoders that show what was in memory where a stream is damaged, and do not say so: their frames do not repeat.
+REFUSED_DECODERS = frozenset({"flashsv", "flashsv2"})
 # Side data that changes how all packets after it are read: such packets cannot be left out.
 STATEFUL_SIDE_DATA: tuple[Literal["new_extradata", "param_change"], ...] = ("new_extradata", "param_change")
 
@@ -174,6 +181,12 @@ class PacketIndex:
             at -= 1
         return self.keys[max(at, 0)]
 
+    def refers_back(self, run: Run) -> bool:
+        """Whether pictures of a run may refer to some before it, which the decoder is not given (open groups)."""
+        start = self.pts[run.first]
+        shown_before = any(stamp < start for stamp in self.pts[run.first + 1 : run.last + 1])
+        return run.first > 0 and (shown_before or not self.packets[run.first].is_entry)
+
     def frame_of_packet(self, number: int) -> int:
         """The number of the frame that a packet shows, -1 where it shows none."""
         return self.frame_of_pts[self.pts[number]] if self.packets[number].is_shown else -1
@@ -229,12 +242,14 @@ class Source:
         self.context.thread_count = threads or default_threads(self.context)
         self.strict = guard.strict and threads != 1
         options = {"max_pixels": guard.limits.ffmpeg_pixels}
-        if self.strict and canonical in SILENT_DECODERS:
+        self.is_late = self.strict and canonical in LATE_DECODERS
+        if self.is_late or (self.strict and canonical in SILENT_DECODERS):
             options["err_detect"] = "explode"
         self.context.options = options
         self.position = 0
         self.frames = 0  # that the decoder has given
         self.error = ""  # the decoder's last complaint
+        self.opening = False  # damage of the first frame is of no interest yet, and told of in time or too late
         self._packets: Iterator[av.Packet] = self._demux()
 
         self.format = self.container.format.name
@@ -283,6 +298,15 @@ class Source:
         self.position = at
         self._packets = chain([packet], packets)
 
+    def for_run(self, index: PacketIndex, run: Run) -> Source:
+        """This source, or a new one with one thread, where one of `LATE_DECODERS` would stop at what is no damage,
+        references to pictures before the run, or know of damage too late."""
+        many_threads = not index.refers_back(run) and run.last - run.first >= SHORT_RUN
+        if many_threads or not self.is_late:
+            return self
+        self.close()
+        return Source(self.path, 1, self.guard)
+
     def positioned(self, index: PacketIndex, run: Run) -> Source:
         """This source, or a new one in its place, no further than the first packet of a run."""
         if self.position > run.first or index.bytes_between(self.position, run.first) > SEEK_BYTES:
@@ -306,16 +330,19 @@ class Source:
             self._note_damage(self.error)
             return []
         self.frames += len(frames)
-        if any(frame.is_corrupt for frame in frames):
+        if any(frame.is_corrupt for frame in frames) and not (self.opening and self.is_late):
             self._note_damage("damaged frames")
         return frames
 
     def _note_damage(self, what: str) -> None:
-        """What cannot be decoded before the first frame leaves no trace in any other."""
-        if self.frames:
+        """What cannot be decoded before the first frame leaves no trace in any other, unless it would have been one.
+
+        Whether a decoder in `LATE_DECODERS` would have passed over it turns out when the file is read again.
+        """
+        if self.frames and not self.is_late:
             self.guard.damage = self.guard.damage or what
-            if self.strict:
-                raise DamageError(self.path, f"its stream is damaged ({what})")
+        if self.strict and (self.frames or self.is_late):
+            raise DamageError(self.path, f"its stream is damaged ({what})")
 
     def decode_alone(self, packet: av.Packet) -> list[av.VideoFrame]:
         """Frames of one packet at once; leaves the decoder empty."""
@@ -341,6 +368,7 @@ def read_packets(source: Source) -> tuple[list[Packet], av.VideoFrame | None]:
     packets: list[Packet] = []
     first: list[av.VideoFrame] = []
     length = nal_length(source.codec, source.context.extradata)
+    source.opening = True
     for number, packet in source.packets():
         if not first:
             first = (source.decode_alone(packet) if number == 0 else []) or source.decode(packet)
@@ -359,6 +387,7 @@ def read_packets(source: Source) -> tuple[list[Packet], av.VideoFrame | None]:
             )
         )
     first = first or source.decode(None)
+    source.opening = False
     return packets, first[0] if first else None
 
 
@@ -449,6 +478,8 @@ def video_stream(path: str, container: av.container.InputContainer) -> av.video.
         raise DecodeError(path, f"has no video stream; found: {describe_streams(container)}")
     if streams[0].codec_context is None:
         raise DecodeError(path, "FFmpeg has no decoder for its video stream")
+    if (name := streams[0].codec_context.codec.canonical_name) in REFUSED_DECODERS:
+        raise DecodeError(path, f"its codec, {name}, is not read: of a damaged stream FFmpeg gives what was in memory")
     return streams[0]
 
 

@@ -18,7 +18,8 @@ import av.error
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from sama.decode import VideoInfo
+from sama.decode import VideoInfo, color
+from sama.decode.color import CONVERSIONS
 from sama.decode.nal import nal_length, parameter_sets
 from sama.decode.packets import PacketIndex, Source, check_file, frame_seconds, read_packets
 from sama.errors import DecodeError, InputError
@@ -59,6 +60,7 @@ class PyavVideo:
         self._closed = False
         source = Source(path, threads, self.guard)
         self._source: Source | None = source  # kept open for the first call of `frames`
+        self._first: av.VideoFrame | None = None  # see `_open`
         try:
             width, height = source.context.width, source.context.height
             with self.guard.hold(DECODER_FRAMES * width * height * 3 // 2):
@@ -77,6 +79,9 @@ class PyavVideo:
                 why += f"; frames of more than {self.guard.limits.video_pixels:,} pixels are not (--max-pixels)"
             raise DecodeError(self._path, f"none of its {len(packets)} {source.codec} packets can be decoded{why}")
         self.guard.check_pixels(first.width, first.height)
+        # A PyAV frame whose side data was asked for is freed by the garbage collector, at any time. Its memory would be
+        # used for other frames, and shows where a damaged stream leaves pixels out: it is kept as long as the decoder.
+        self._first = first
         self.orientation = Orientation.of(first)
         self.decoded_size = first.width, first.height
         self.matrix, self.full_range = color_of(first)
@@ -140,6 +145,7 @@ class PyavVideo:
         if self._source is not None:
             self._source.close()
             self._source = None
+        self._first = None
 
     def checked(self, indices: Iterable[int]) -> list[int]:
         """`indices` without duplicates, in increasing order; IndexError where there is no such frame."""
@@ -180,11 +186,11 @@ class PyavVideo:
 
     def _decode_planned(self, index: PacketIndex, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """The wanted frames; fewer where the decoder's output does not agree with the index."""
-        source = self._source or Source(self._path, self._threads, self.guard)
-        self._source = None
+        source, first = self._source or Source(self._path, self._threads, self.guard), self._first
+        self._source = self._first = None
         try:
             for run in index.runs(wanted):
-                source = source.positioned(index, run)
+                source = source.for_run(index, run).positioned(index, run)
                 pending = list(reversed(run.frames))
                 for frame in source.decode_run(index, run):
                     self.decoded += 1
@@ -197,6 +203,7 @@ class PyavVideo:
                     return
         finally:
             source.close()
+            del first
 
     def packets(self, wanted: list[int]) -> Generator[tuple[int, Source, av.Packet | None], None, None]:
         """What a decoder other than FFmpeg's needs for `wanted` (increasing numbers), in file order.
@@ -329,13 +336,15 @@ class Orientation:
 
 
 def to_frame(frame: av.VideoFrame, orientation: Orientation, reformatter: VideoReformatter) -> Frame:
-    """8-bit 4:2:0 as it lies in the decoder's memory; everything else as FFmpeg's own RGB.
+    """8-bit 4:2:0 as it lies in the decoder's memory; everything else as FFmpeg's own RGB, where it knows the matrix.
 
     FFmpeg interpolates chroma where the height is odd, and flipped columns of an odd width would pair with the wrong
     chroma: both go through RGB.
     """
     matrix, full_range = color_of(frame)
     planar = frame.format.name in ("yuv420p", "yuvj420p") and frame.height % 2 == 0
+    if int(frame.colorspace) in CONVERSIONS:
+        return Frame("rgb", (orientation.view(color.to_rgb(frame, full_range, reformatter)),))
     if matrix is None or not planar or (frame.width % 2 and orientation.flips_columns):
         rgb = reformatter.reformat(frame, format="rgb24")
         return Frame("rgb", (orientation.view(plane_view(rgb.planes[0], 3).reshape(rgb.height, rgb.width, 3)),))

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sama.errors import InputError, OutputError
+from sama.errors import InputError
 from sama.labels import Item
 from sama.metrics import Metrics, metrics
 
 if TYPE_CHECKING:
     import torch
-    from torch.utils.tensorboard import SummaryWriter
     from tqdm import tqdm
 
     from sama.feed import Batch, Feed
     from sama.training.cache import CachedFeed
     from sama.training.config import Config
+    from sama.training.events import EventFile
 
 RECENT = 256  # predictions that the progress bar's SROCC is over
 
@@ -50,14 +50,11 @@ class Log:
         self.saved = time.perf_counter()
         self.failed = failed
         self.bar: tqdm | None = None
-        self.board: SummaryWriter | None = None
+        self.board: EventFile | None = None
         if not quiet:
-            from torch.utils.tensorboard import SummaryWriter
+            from sama.training.events import EventFile
 
-            try:
-                self.board = SummaryWriter(str(out))
-            except OSError as error:
-                raise OutputError(f"{out} cannot be written for TensorBoard: {error.strerror or error}") from error
+            self.board = EventFile(out)
             sizes = ", ".join(f"{len(items)} {name}" for name, items in sets.items())
             print(f"{out}: {sizes}; {len(feed)} batches an epoch", file=sys.stderr)
 
@@ -151,11 +148,6 @@ class Log:
     def first_failure(self) -> str:
         """One of the files that failed, and why."""
         return "; ".join(f"{path}: {reason}" for path, reason in [*self.failed.items()][:1])
-
-    def close(self) -> None:
-        """Finish the TensorBoard file."""
-        if self.board is not None:
-            self.board.close()
 
     def _waiting(self) -> float:
         """Share of the epoch's time that training has waited for data, 0..1."""

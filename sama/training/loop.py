@@ -153,7 +153,6 @@ def train(config: Config) -> dict[str, Any]:
     if ranks.first:
         chosen = (finals[validated[0]].scores, sets[validated[0]]) if validated else ({}, [])
         save_model(out / "last.safetensors", ema, config, sets["train"], state.history[-1], *chosen)
-        log.close()
         for scored_set in finals.values():
             log.failures(scored_set.failed)
         report = write_run_report(out, config, sets, state.history, finals, log.failed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import socket
 import struct
 import zlib
@@ -156,7 +157,8 @@ def bombs(folder: Path) -> None:
 
 
 def scripts(folder: Path, bait: Path, port: int) -> None:
-    """Texts that name other files and addresses, under the name of a video."""
+    """Texts that name other files and addresses, under the name of a video; the nearest of those files is there."""
+    shutil.copy(bait, folder)
     for kind, target in (
         ("near", bait.name),
         ("far", str(bait)),
