@@ -204,8 +204,8 @@ def cut_patches(x: Tensor) -> Tensor:
     whole = (t * pt, h * ph, w * pw)
     if whole != size:
         x = F.pad(x, end_padding(size, whole))
-    x = x.reshape(len(x), 3, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
-    return x.reshape(len(x), t, h, w, PATCH_VALUES)
+    x = x.reshape(x.shape[0], 3, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
+    return x.reshape(x.shape[0], t, h, w, PATCH_VALUES)
 
 
 class Stage(nn.Module):

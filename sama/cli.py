@@ -1,5 +1,5 @@
 """The command `sama`: score files, inspect one, report and compare, evaluate scores against labels, make and check
-data, check weights, train."""
+data, check weights, export them, train."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 import sama
+from sama import export
 from sama.errors import InputError, OutputError
 from sama.files import printable
 from sama.report import commands as report
@@ -115,7 +116,8 @@ def parser() -> ArgumentParser:
     weights = ArgumentParser(description="List what a checkpoint holds and which of its weights fit.")
     weights.add_argument("weights", metavar="FILE", help="a checkpoint")
     commands.add_subcommand("weights", weights, help="list what a checkpoint holds")
-    for command in (main, score, inspect, comparing, reporting, evaluate, check, demo, weights):
+    exporting = export.add_command(commands)
+    for command in (main, score, inspect, comparing, reporting, evaluate, check, demo, weights, exporting):
         command.add_argument("--traceback", action="store_true", help="show where an error comes from")
     return main
 
@@ -207,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     commands = {"score": score, "inspect": inspect, "evaluate": evaluate, "data": data, "weights": weights}
     commands |= {"demo-data": demo_data, "corpus": corpus}
-    commands |= {"report": report.report, "compare": compare}
+    commands |= {"report": report.report, "compare": compare, "export": export.run}
     command, own = commands[options.command], options[options.command]
     return carry_out(lambda: command(own), traceback="--traceback" in arguments)
 
