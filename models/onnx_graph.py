@@ -81,7 +81,8 @@ class Graph:
 
     def linear(self, x: str, layer: nn.Linear, name: str, *, scale: Tensor | None = None) -> str:
         """A linear layer; scale: factors of its outputs."""
-        weight, bias = layer.weight, layer.bias
+        weight: Tensor = layer.weight
+        bias: Tensor | None = layer.bias
         if scale is not None:
             weight = weight * scale[:, None]
             bias = None if bias is None else bias * scale

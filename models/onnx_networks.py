@@ -22,7 +22,7 @@ from sama.models.onnx_swin2d import backbone
 from sama.models.statistics import SceneStatistics
 from sama.models.stem import FragmentStem
 from sama.models.swin2d import TOKEN, ImageQuality
-from sama.models.swin3d import Block, PatchEmbed, PatchMerging, ScaleExcitation, Swin3D, VideoQuality
+from sama.models.swin3d import Block, PatchEmbed, PatchMerging, ScaleExcitation, Stage, Swin3D, VideoQuality
 from sama.models.windows import WINDOW, Windows, window_rows
 
 BATCH = -1  # as the first size in a shape: whatever the batch is
@@ -65,7 +65,9 @@ class Network:
             x = self.embed(x, net.patch_embed, f"{name}.patch_embed")
         width = net.width >> (len(net.layers) - 1)
         for i, stage in enumerate(net.layers):
+            assert isinstance(stage, Stage)
             for k, block in enumerate(stage.blocks):
+                assert isinstance(block, Block)
                 x = self.block(x, block, size, width, f"{name}.layers.{i}.blocks.{k}")
             if stage.downsample is not None:
                 x, size = self.merge(x, stage.downsample, size, width, f"{name}.layers.{i}.downsample")

@@ -25,6 +25,7 @@ from sama.terminal import OK
 if TYPE_CHECKING:
     import torch
 
+    from sama.kernels.layout import OutputLayout
     from sama.model import QualityModel
 
 FORMATS = (".onnx", ".pt2")
@@ -142,14 +143,16 @@ def graph(model: QualityModel, layout: str) -> Any:
         raise MissingLibraryError(f"an ONNX graph needs the package onnx: {INSTALL}")
     import torch
 
+    from sama.models import ImageQuality
     from sama.models.onnx_networks import image_graph, video_graph
 
     height, width = model.sampler.size
     sizes: dict[str, Any] = {"height": height, "width": width, "scale": model.metadata.get("scale")}
     with torch.no_grad():
-        if model.kind == "image":
+        if isinstance(model.module, ImageQuality):
             return image_graph(model.module, **sizes)
-        return video_graph(model.module, layout=layout, frames=model.clip_len, **sizes)
+        known: OutputLayout = "patches" if layout == "patches" else "video"
+        return video_graph(model.module, layout=known, frames=model.clip_len, **sizes)
 
 
 def _onnx(model: QualityModel, layout: str, metadata: dict[str, Any]) -> tuple[bytes, Run | None]:
@@ -180,7 +183,8 @@ def _pt2(model: QualityModel, layout: str, metadata: dict[str, Any]) -> tuple[by
 
     def run(x: torch.Tensor) -> tuple[Any, Any]:
         with torch.no_grad():
-            return loaded(x)  # type: ignore[no-any-return]
+            tokens, score = loaded(x)
+        return tokens, score
 
     return content, run
 
