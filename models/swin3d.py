@@ -96,6 +96,10 @@ class Block(nn.Module):
         """`[B, T, H, W, C]` to the same. In plain evaluation on a CPU `x` may be overwritten."""
         t, h, w = x.shape[1:4]
         windows = Windows.fit((t, h, w), WINDOW, shifted=self.shifted)
+        if self.attn.fused:
+            y = self.attn.by_kernel(self.norm1(x), windows, self.grid)
+            x = x + self._drop(y if self.excitation is None else self.excitation(y))
+            return x + self._drop(self.mlp(self.norm2(x)))
         bias = self.attn.bias(windows, self.grid, x)
         padding = windows.padding(x.device)
         if self.excitation is not None:
