@@ -41,7 +41,7 @@ _HOMES = {
     "score": "sama.model",
 }
 _MODULES = (
-    *("backends", "check", "corpus", "decode", "devices", "errors", "evaluate", "evaluation"),
+    *("backends", "check", "corpus", "decode", "devices", "engines", "errors", "evaluate", "evaluation"),
     *("evaluation_report", "export", "feed", "figures", "files", "frames", "inspection", "journal", "kernels"),
     *("labels", "metrics", "model", "models", "plan", "prefetch", "report", "sampler", "scoring", "terminal"),
     *("train", "training"),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sama.prefetch import Meter
 
 
+ENGINES = ("eager", "compile", "onnxruntime", "openvino", "auto")  # of `sama.engines`
 DTYPES = ("float32", "tf32", "bfloat16", "float16")
 SCORING_WORKERS = "files decoded at the same time (half of the cores, at most 4; 3 for each decoding engine of a GPU)"
 
@@ -189,6 +190,11 @@ def _add_model(command: ArgumentParser) -> None:
     command.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
     command.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="precision of the model; tf32: on a GPU only"
+    )
+    engines = "on a CPU: eager, compile, onnxruntime, openvino, or auto; eager is the reference"
+    command.add_argument("--engine", choices=ENGINES, default="eager", help=engines)
+    command.add_argument(
+        "--attention", choices=("plain", "fused"), default="plain", help="fused: one kernel, on a GPU, not measured yet"
     )
     command.add_argument(
         "--compile", action="store_true", help="compile the model first: minutes, for thousands of clips"
@@ -432,7 +438,7 @@ def load(options: Namespace, paths: Sequence[str]) -> QualityModel:
     from sama.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, expand, suffix
     from sama.model import load_model, packaged_for, random_model
 
-    settings = {"dtype": options.dtype, "compile": options.compile}
+    settings = {name: getattr(options, name) for name in ("dtype", "compile", "attention", "engine")}
     if options.random_weights:
         files = [] if "-" in paths else expand(paths)  # standard input can be read once
         images, videos = (sum(suffix(file) in of for file in files) for of in (IMAGE_SUFFIXES, VIDEO_SUFFIXES))
