@@ -6,6 +6,8 @@ Shapes are named as in `sama.models.windows`.
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
 from itertools import product
 from math import prod
 from typing import Any, NamedTuple
@@ -15,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from sama.errors import DeviceError, InputError, MissingLibraryError
 from sama.kernels.layout import ceil_div
 from sama.models.heads import autocasting, without_autocast
 from sama.models.windows import WINDOW, Windows
 
 MASKED = -100.0  # the published logit offset between tokens that a shift made neighbours
+ATTENTIONS = ("plain", "fused")
 ALIGNED = 8  # elements of 16 bits in the 16 bytes that attention kernels on GPUs load at once
 
 
@@ -184,6 +188,8 @@ class Attention(nn.Module):
     With `scale_bias`, a value per head and per difference of temporal positions is added (SAMA's scale encoding (a)).
     """
 
+    fused = False  # whether blocks call `by_kernel`; `choose_attention` sets it
+
     def __init__(self, dim: int, heads: int, *, gated: bool, scale_bias: bool) -> None:
         super().__init__()
         self.heads = heads
@@ -210,6 +216,14 @@ class Attention(nn.Module):
         if before.shape[1]:
             out = torch.cat([attend(before.flatten(0, 1), bias.whole).unflatten(0, before.shape[:2]), out], 1)
         return self.proj(out)
+
+    def by_kernel(self, x: Tensor, windows: Windows, grid: tuple[int, int]) -> Tensor:
+        """A map `[B, T, H, W, C]` to the same, by the fused kernels: padding is zero, and no bias is kept."""
+        from sama.kernels.attention import Tables, attend
+
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        tables = Tables(self.relative_position_bias_table, self.fragment_position_bias_table, self.scale_bias_table)
+        return self.proj(attend(qkv, self.qkv.bias, tables, windows=windows, grid=grid))
 
     def bias(self, windows: Windows, grid: tuple[int, int], x: Tensor) -> Bias:
         """The bias for such windows and a grid of so many fragments in height and width.
@@ -253,6 +267,29 @@ class Attention(nn.Module):
         if apart is not None:
             bias = bias + MASKED * apart[:, None, None, :, None, :]
         return bias.reshape(-1, self.heads, wt * space, wt * space)
+
+
+def choose_attention(model: nn.Module, name: str, device: torch.device, *, compiled: bool = False) -> None:
+    """Sets how a model attends: "plain", by PyTorch's attention, or "fused", by the kernels of
+    `sama.kernels.attention`, on a GPU and without a compiler.
+
+    `InputError` for another name, for a compiled model, and for one that has no such attention; `DeviceError` without a
+    GPU; `MissingLibraryError` without Triton.
+    """
+    if name not in ATTENTIONS:
+        raise InputError(f"unknown attention {name!r}; known: {', '.join(ATTENTIONS)}")
+    parts = [part for part in model.modules() if isinstance(part, Attention)]
+    if name == "fused":
+        if not parts:
+            raise InputError("attention fused is for networks with GRPB; this one has none: take attention plain")
+        if compiled:
+            raise InputError("attention fused cannot be compiled: leave out compile, or take attention plain")
+        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise DeviceError(f"attention fused is for a GPU; got device {device}: take attention plain there")
+        if find_spec("triton") is None:
+            raise MissingLibraryError("attention fused needs Triton: pip install triton")
+    for part in parts:
+        part.fused = name == "fused"
 
 
 def kept_biases(model: nn.Module) -> list[Bias]:

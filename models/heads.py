@@ -64,6 +64,6 @@ def by_sample(module: nn.Module, f: Callable[[Tensor], Tensor], x: Tensor) -> Te
     The shape of a matrix product decides how it is split, and so how it rounds. Inputs as large as a clip or an image
     take no longer one by one.
     """
-    if len(x) > 1 and plain_cpu(module, x):
+    if x.shape[0] > 1 and plain_cpu(module, x):
         return torch.cat([f(sample) for sample in x.split(1)])
     return f(x)

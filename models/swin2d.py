@@ -93,7 +93,7 @@ class ImageQuality(nn.Module):
         side = IMAGE
         if self.size == "pico" and x.ndim == 4:
             side = max(x.shape[2] // TOKEN, 1) * TOKEN
-        if x.shape[1:] != (3, side, side) or len(x) == 0:
+        if x.shape[1:] != (3, side, side) or x.shape[0] == 0:
             raise ValueError(f"got {tuple(x.shape) = }, expected [B, 3, {side}, {side}]")
         if isinstance(self.backbone, Swin3D):
             still = x[:, :, None].expand(-1, -1, PATCH[0], -1, -1)

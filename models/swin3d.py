@@ -96,6 +96,10 @@ class Block(nn.Module):
         """`[B, T, H, W, C]` to the same. In plain evaluation on a CPU `x` may be overwritten."""
         t, h, w = x.shape[1:4]
         windows = Windows.fit((t, h, w), WINDOW, shifted=self.shifted)
+        if self.attn.fused:
+            y = self.attn.by_kernel(self.norm1(x), windows, self.grid)
+            x = x + self._drop(y if self.excitation is None else self.excitation(y))
+            return x + self._drop(self.mlp(self.norm2(x)))
         bias = self.attn.bias(windows, self.grid, x)
         padding = windows.padding(x.device)
         if self.excitation is not None:
@@ -204,8 +208,8 @@ def cut_patches(x: Tensor) -> Tensor:
     whole = (t * pt, h * ph, w * pw)
     if whole != size:
         x = F.pad(x, end_padding(size, whole))
-    x = x.reshape(len(x), 3, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
-    return x.reshape(len(x), t, h, w, PATCH_VALUES)
+    x = x.reshape(x.shape[0], 3, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
+    return x.reshape(x.shape[0], t, h, w, PATCH_VALUES)
 
 
 class Stage(nn.Module):

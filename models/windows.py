@@ -67,14 +67,14 @@ class Windows:
         if any(self.shift):
             x = x.roll([-s for s in self.shift], (1, 2, 3))
         (nt, nh, nw), (wt, wh, ww) = self.counts, self.window
-        x = x.reshape(len(x), nt, wt, nh, wh, nw, ww, -1).permute(0, 1, 3, 5, 2, 4, 6, 7)
-        return x.reshape(len(x), nt, nh * nw, wt * wh * ww, -1)
+        x = x.reshape(x.shape[0], nt, wt, nh, wh, nw, ww, -1).permute(0, 1, 3, 5, 2, 4, 6, 7)
+        return x.reshape(x.shape[0], nt, nh * nw, wt * wh * ww, -1)
 
     def join(self, x: Tensor) -> Tensor:
         """`[B, slabs, W, L, C]` back to `[B, T, H, W, C]`."""
         (nt, nh, nw), (wt, wh, ww) = self.counts, self.window
-        x = x.reshape(len(x), nt, nh, nw, wt, wh, ww, -1).permute(0, 1, 4, 2, 5, 3, 6, 7)
-        x = x.reshape(len(x), *self.padded, -1)
+        x = x.reshape(x.shape[0], nt, nh, nw, wt, wh, ww, -1).permute(0, 1, 4, 2, 5, 3, 6, 7)
+        x = x.reshape(x.shape[0], *self.padded, -1)
         if any(self.shift):
             x = x.roll(self.shift, (1, 2, 3))
         return self.crop(x)

@@ -41,9 +41,10 @@ _HOMES = {
     "score": "sama.model",
 }
 _MODULES = (
-    *("backends", "check", "corpus", "decode", "devices", "errors", "evaluate", "evaluation", "evaluation_report"),
-    *("feed", "figures", "files", "frames", "inspection", "journal", "kernels", "labels", "metrics", "model", "models"),
-    *("plan", "prefetch", "report", "sampler", "scoring", "terminal", "train", "training"),
+    *("backends", "check", "corpus", "decode", "devices", "engines", "errors", "evaluate", "evaluation"),
+    *("evaluation_report", "export", "feed", "figures", "files", "frames", "inspection", "journal", "kernels"),
+    *("labels", "metrics", "model", "models", "plan", "prefetch", "report", "sampler", "scoring", "terminal"),
+    *("train", "training"),
 )
 
 __all__ = ["__version__", *_HOMES]

@@ -1,5 +1,5 @@
 """The command `sama`: score files, inspect one, report and compare, evaluate scores against labels, make and check
-data, check weights, train."""
+data, check weights, export them, train."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 import sama
+from sama import export
 from sama.errors import InputError, OutputError
 from sama.files import printable
 from sama.report import commands as report
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sama.prefetch import Meter
 
 
+ENGINES = ("eager", "compile", "onnxruntime", "openvino", "auto")  # of `sama.engines`
 DTYPES = ("float32", "tf32", "bfloat16", "float16")
 SCORING_WORKERS = "files decoded at the same time (half of the cores, at most 4; 3 for each decoding engine of a GPU)"
 
@@ -115,7 +117,8 @@ def parser() -> ArgumentParser:
     weights = ArgumentParser(description="List what a checkpoint holds and which of its weights fit.")
     weights.add_argument("weights", metavar="FILE", help="a checkpoint")
     commands.add_subcommand("weights", weights, help="list what a checkpoint holds")
-    for command in (main, score, inspect, comparing, reporting, evaluate, check, demo, weights):
+    exporting = export.add_command(commands)
+    for command in (main, score, inspect, comparing, reporting, evaluate, check, demo, weights, exporting):
         command.add_argument("--traceback", action="store_true", help="show where an error comes from")
     return main
 
@@ -188,6 +191,11 @@ def _add_model(command: ArgumentParser) -> None:
     command.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="precision of the model; tf32: on a GPU only"
     )
+    engines = "on a CPU: eager, compile, onnxruntime, openvino, or auto; eager is the reference"
+    command.add_argument("--engine", choices=ENGINES, default="eager", help=engines)
+    command.add_argument(
+        "--attention", choices=("plain", "fused"), default="plain", help="fused: one kernel, on a GPU, not measured yet"
+    )
     command.add_argument(
         "--compile", action="store_true", help="compile the model first: minutes, for thousands of clips"
     )
@@ -207,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     commands = {"score": score, "inspect": inspect, "evaluate": evaluate, "data": data, "weights": weights}
     commands |= {"demo-data": demo_data, "corpus": corpus}
-    commands |= {"report": report.report, "compare": compare}
+    commands |= {"report": report.report, "compare": compare, "export": export.run}
     command, own = commands[options.command], options[options.command]
     return carry_out(lambda: command(own), traceback="--traceback" in arguments)
 
@@ -430,7 +438,7 @@ def load(options: Namespace, paths: Sequence[str]) -> QualityModel:
     from sama.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, expand, suffix
     from sama.model import load_model, packaged_for, random_model
 
-    settings = {"dtype": options.dtype, "compile": options.compile}
+    settings = {name: getattr(options, name) for name in ("dtype", "compile", "attention", "engine")}
     if options.random_weights:
         files = [] if "-" in paths else expand(paths)  # standard input can be read once
         images, videos = (sum(suffix(file) in of for file in files) for of in (IMAGE_SUFFIXES, VIDEO_SUFFIXES))

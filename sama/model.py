@@ -22,12 +22,14 @@ import torch
 from sama.decode import decode_with
 from sama.decode.images import read_image
 from sama.devices import pick_device
+from sama.engines import RUNTIMES, label, pick_engine, tokens_of
 from sama.errors import CheckpointError, InputError, MissingFileError, NoWeightsError
 from sama.files import IMAGE_SUFFIXES, check_kind, suffix
 from sama.graphs import Graphs
 from sama.kernels.layout import OutputLayout, fits_patches
 from sama.limits import Guard, Limits
 from sama.models import ImageQuality, LoadReport, VideoQuality
+from sama.models.attention import choose_attention
 from sama.models.precision import DTYPES, check_precision, computing
 from sama.plan import frame_indices
 from sama.sampler import ImageSampler, VideoSampler
@@ -82,6 +84,8 @@ def load_model(
     mode: str | None = None,
     dtype: str = "float32",
     compile: bool = False,
+    attention: str = "plain",
+    engine: str = "eager",
 ) -> QualityModel:
     """The model of a checkpoint, on a device, with the sampler it was trained with.
 
@@ -90,6 +94,9 @@ def load_model(
     device: "auto" is the GPU where there is one, else the CPU; "cpu", "cuda", "cuda:1", ...
     mode: sampling mode in place of the checkpoint's
     dtype: precision of the network, "float32", "tf32", "bfloat16" or "float16" (`sama.models.precision`)
+    attention: "plain", or on a GPU "fused" (`sama.kernels.attention`), which was not yet measured on one
+    engine: what computes the network on a CPU, "eager", "compile", "onnxruntime", "openvino" or "auto"
+        (`sama.engines`)
     All errors are `sama.SamaError`: `NoWeightsError` where the packaged file is missing or a file has no quality head,
     `MissingFileError` (a FileNotFoundError), `CheckpointError` for a file that is no known checkpoint, `InputError` (a
     ValueError) for an unknown device, dtype or mode.
@@ -110,7 +117,8 @@ def load_model(
             f"start from it, but its scores would be random.\n{WHERE_TO_GET_WEIGHTS}"
         )
     name = f"{Path(weights).name} ({built.report.source}, sha256 {digest(weights)})"
-    return QualityModel(built.model, built.metadata, name, device, dtype=dtype, compile=compile, report=built.report)
+    settings: dict[str, Any] = {"dtype": dtype, "compile": compile, "attention": attention, "engine": engine}
+    return QualityModel(built.model, built.metadata, name, device, report=built.report, **settings)
 
 
 def find_weights(weights: str | os.PathLike[str] | None) -> Path:
@@ -172,7 +180,7 @@ def random_model(
 ) -> QualityModel:
     """A model with random weights (always the same ones), to try things out; its name says that scores mean nothing.
 
-    options: `dtype` and `compile`, as for `load_model`
+    options: `dtype`, `compile`, `attention` and `engine`, as for `load_model`
     """
     from sama.models.checkpoints import MODELS, SETTINGS
 
@@ -242,7 +250,7 @@ class QualityModel:
 
     module: in evaluation mode; metadata: as `sama.models.build` gives it
     name: what scores are attributed to; report: what became of the checkpoint's weights
-    device, dtype, compile: as for `load_model`
+    device, dtype, compile, attention, engine: as for `load_model`
     """
 
     def __init__(
@@ -254,16 +262,23 @@ class QualityModel:
         *,
         dtype: str = "float32",
         compile: bool = False,
+        attention: str = "plain",
+        engine: str = "eager",
         report: LoadReport | None = None,
     ) -> None:
         self.device = pick_device(device)
+        self.engine = pick_engine(engine, self.device, module.size, dtype)
+        compile = compile or self.engine == "compile"
+        if compile and self.engine in RUNTIMES:
+            raise InputError(f"compile is for torch; got engine {engine!r}")
         check_precision(dtype, self.device, compiled=compile)
         check_metadata(metadata, name)
         self.module = module.to(self.device)
+        choose_attention(self.module, attention, self.device, compiled=compile)
         if compile:
             self.module.compile()
         self.metadata, self.name, self.report = metadata, name, report
-        self.precision, self.dtype, self.compiled = dtype, DTYPES[dtype], compile
+        self.precision, self.dtype, self.compiled, self.attention = dtype, DTYPES[dtype], compile, attention
         grid, fragment = tuple(metadata["grid"]), tuple(metadata["fragment"])
         self.sampler: VideoSampler | ImageSampler
         if self.kind == "image":
@@ -272,6 +287,7 @@ class QualityModel:
             layout: OutputLayout = "patches" if fits_patches(self.clip_len, fragment) else "video"
             self.sampler = VideoSampler(metadata["mode"], grid, fragment, dtype=self._input_dtype(), layout=layout)
         self.graphs = Graphs(self._tokens, self.module, enabled=not compile)
+        self._by_runtime = tokens_of(self, self.engine) if self.engine in RUNTIMES else None
 
     def __repr__(self) -> str:
         scale = f", calibrated to {self.scale}" if self.scale else ""
@@ -316,6 +332,8 @@ class QualityModel:
     def settings(self) -> str:
         """Sampling mode, clips and precision, in one line."""
         dtype = self.precision + (", compiled" if self.compiled else "")
+        dtype += f", {label(self.engine)}" if self.engine in RUNTIMES else ""
+        dtype += ", fused attention" if self.attention == "fused" else ""
         if self.kind == "image":
             return f"{self.metadata['mode']}, {dtype}"
         data = self.metadata
@@ -371,6 +389,8 @@ class QualityModel:
         return self.dtype if rounds and self.device.type == "cuda" else torch.float32
 
     def _tokens(self, samples: torch.Tensor) -> torch.Tensor:
+        if self._by_runtime is not None:
+            return self._by_runtime(samples)
         with computing(self.precision, self.device):
             tokens: torch.Tensor = self.module(samples)
         return tokens

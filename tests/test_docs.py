@@ -68,7 +68,7 @@ def help_of(*command: str) -> str:
 
 def all_flags() -> str:
     """The help of every command, and the text of every script."""
-    names = ("score", "inspect", "report", "compare", "evaluate", "demo-data", "train", "weights")
+    names = ("score", "inspect", "report", "compare", "evaluate", "demo-data", "train", "weights", "export")
     scripts = [*ROOT.glob("bench/*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("examples/*.py")]
     return " ".join([help_of(), help_of("data", "check"), *map(help_of, names), *(s.read_text() for s in scripts)])
 

@@ -73,6 +73,17 @@ def test_compare_encodes_prints_every_window_and_which_file_is_better(tmp_path, 
     assert "missing.mp4" in capsys.readouterr().err
 
 
+def test_onnx_runtime_scores_as_sama_score_does(tmp_path, monkeypatch, capsys):
+    files = [write(tmp_path / f"{crf}.mp4", crf=crf, frames=frames) for crf, frames in ((18, 30), (45, 5))]
+    assert main(["export", "packaged", "-o", str(tmp_path / "model.onnx")]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["score_with_onnxruntime.py", str(tmp_path / "model.onnx"), *map(str, files)])
+    runpy.run_path(str(EXAMPLES / "score_with_onnxruntime.py"), run_name="__main__")
+    scores = [float(line.split()[0]) for line in capsys.readouterr().out.splitlines()]
+    model = sama.load_model()
+    assert scores == pytest.approx([model.score(path).score for path in files], abs=1e-3)
+
+
 def test_finetune_commands_run_in_order_and_leave_a_model_on_the_labels_scale(tmp_path, monkeypatch, capsys):
     """Two encodes each of eight contents; the commands are those of the page, the training one made smaller."""
     folder = tmp_path / "videos"
