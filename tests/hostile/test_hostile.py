@@ -22,6 +22,7 @@ from watch import Watch
 COUNT = int(os.environ.get("SAMA_HOSTILE", "500"))
 SEED = int(os.environ.get("SAMA_HOSTILE_SEED", "0"))
 MEMORY = 4 << 30  # of the process: 2 GB of the budget for decoders, and what libraries and their models take
+FIRST_USE = "compiling the CPU kernel, once\n"  # of this program, on a machine where it is new
 HERE = Path(__file__).parent
 
 
@@ -31,7 +32,8 @@ def score(folder: Path, out: Path, *, workers: int) -> list[dict]:
     command = [sys.executable, str(HERE / "score_folder.py"), str(folder), str(out), str(workers)]
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, timeout=120 + 4 * COUNT, env=env)
-    assert (done.returncode, done.stderr) == (0, "")  # not a word from any library
+    said = done.stderr.replace(FIRST_USE, "")
+    assert (done.returncode, said) == (0, "")  # not a word from any library
     assert int(done.stdout) < MEMORY
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     print(f"{len(rows)} rows in {time.monotonic() - began:.0f} s, {int(done.stdout) >> 20} MiB, {workers} workers")
