@@ -145,27 +145,28 @@ class Measured:
         by_content = [metrics(*self.arrays(items)).srocc for items in self.contents.values() if len(items) > 4]
         return float(np.nanmean(by_content))
 
+    def margins(self, least: float) -> np.ndarray:
+        """By how much each pair of versions of a content, at least `least` apart in VMAF, is in the right order;
+        below 0: in the wrong one."""
+        return np.array(
+            [
+                (self.prediction[a.path] - self.prediction[b.path]) * np.sign(a.mos - b.mos)
+                for items in self.contents.values()
+                for a, b in combinations(items, 2)
+                if abs(a.mos - b.mos) >= least
+            ]
+        )
+
     @property
     def pairs(self) -> tuple[float, int]:
         """Share of pairs of versions of a content, `APART` apart in VMAF, in the right order, and their number."""
-        right = [
-            (self.prediction[a.path] - self.prediction[b.path]) * (a.mos - b.mos) > 0
-            for items in self.contents.values()
-            for a, b in combinations(items, 2)
-            if abs(a.mos - b.mos) >= APART
-        ]
-        return float(np.mean(right)), len(right)
+        margins = self.margins(APART)
+        return float(np.mean(margins > 0)), len(margins)
 
     @property
     def noise(self) -> float:
         """How far, in `ALMOST_ALL` of the pairs of versions of a content, a difference points the wrong way at most."""
-        wrong = [
-            (self.prediction[a.path] - self.prediction[b.path]) * -np.sign(a.mos - b.mos)
-            for items in self.contents.values()
-            for a, b in combinations(items, 2)
-            if abs(a.mos - b.mos) >= TOLD
-        ]
-        return float(np.quantile(np.maximum(wrong, 0), ALMOST_ALL))
+        return float(np.quantile(np.maximum(-self.margins(TOLD), 0), ALMOST_ALL))
 
     @property
     def rmse(self) -> float:

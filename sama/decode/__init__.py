@@ -204,7 +204,7 @@ def _on_gpu(video: PyavVideo, device: str | torch.device | None, choosing: str) 
 
 def gpu_workers(decoder: str, device: str | torch.device) -> int:
     """How many threads keep a GPU's decoders busy, where `open_video` may decode there with nvcodec; 0 elsewhere."""
-    if not str(device).startswith("cuda") or decoder not in ("auto", "hybrid", "nvcodec"):
+    if not str(device).startswith("cuda") or decoder not in (*CHOOSING, "nvcodec"):
         return 0
     if not DECODERS["nvcodec"].available() or not nvdec.driver_available():
         return 0

@@ -18,7 +18,8 @@ from sama.feed import Feed
 from sama.kernels.layout import PATCH, OutputLayout, fits_patches, is_patches
 from sama.labels import Item, leakage, named_split, protocol_split, read_labels, with_split
 from sama.model import find_weights
-from sama.models import ImageQuality, VideoQuality, build, load_weights
+from sama.models import ImageQuality, VideoQuality, load_weights
+from sama.models.reading import read_metadata
 from sama.models.swin3d import cut_patches
 from sama.sampler import ImageSampler, VideoSampler
 from sama.training.cache import CachedFeed
@@ -154,7 +155,7 @@ def start_standardised(model: VideoQuality | ImageQuality, config: Config, items
     head = model.head
     if not (config.data.standardise and config.model.weights) or head is None:
         return
-    if "scale" not in build(find_weights(config.model.weights)).metadata:
+    if "scale" not in read_metadata(find_weights(config.model.weights)):
         return
     mean, deviation = _mean_and_deviation(items)
     head.fc_last.weight.div_(deviation)
