@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import gpu_attention
 import gpu_decoding
 import gpu_parity
 import gpu_speed
@@ -61,7 +62,7 @@ def suite(run: Run) -> None:
     """All tests, none skipped: what cannot run on this machine fails or is counted."""
     import subprocess
 
-    found, report = run.pick(["-n", "8"], ["tests/test_choosing.py"]), run.out / "suite.xml"
+    found, report = run.pick(["-n", "14"], ["tests/test_choosing.py"]), run.out / "suite.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", f"--junitxml={report}", *found]
     required = run.pick({"SAMA_REQUIRE_CUDA": "1"}, {})
     ended = subprocess.run(command, cwd=Path(__file__).parent.parent, env=os.environ | required).returncode
@@ -81,6 +82,7 @@ STAGES = {
         Step(gpu_parity.facts, 60),
         Step(gpu_parity.network, 120),
         Step(gpu_parity.vectors, 150),
+        Step(gpu_attention.attention, 120),
         Step(gpu_parity.engines, 30, (NVDEC,)),
         Step(gpu_parity.frames, 60, (NVDEC,)),
         Step(gpu_parity.graphs, 120),
@@ -89,6 +91,7 @@ STAGES = {
     "b": [
         Step(gpu_speed.kernel, 120),
         Step(gpu_speed.network, 150),
+        Step(gpu_attention.attention_speed, 150),
         Step(gpu_speed.sweep, 90),
         Step(gpu_speed.throughput, 240, ("skimage",)),
         Step(gpu_speed.images, 120, ("skimage",)),

@@ -76,6 +76,7 @@ def forward_rows(
         }
         if device.type == "cuda":
             calls["sama, recorded graph"] = lambda graphs=graphs, x=x: graphs(x)
+            calls["sama, fused attention"] = lambda run=run: fused_attention(run, ours)
         providers = {name: functools.partial(inferred, call) for name, call in calls.items()}
         if dtype == "float32":
             error = (providers["eager port"]() - providers["sama"]()).norm() / providers["sama"]().norm()
@@ -88,6 +89,16 @@ def forward_rows(
         work = dict.fromkeys(providers, float(batch))
         notes = {"sama, recorded graph": f"not recorded: {graphs.problem}"} if graphs.problem else {}
         yield from measure.rows(case, "model", "clips/s", seconds, work, "torchvision swin3d_t", **notes)
+
+
+def fused_attention(run: Callable[[VideoQuality], Tensor], model: VideoQuality) -> Tensor:
+    """A forward pass with the kernels of `sama.kernels.attention`."""
+    device = next(model.parameters()).device
+    attention.choose_attention(model, "fused", device)
+    try:
+        return run(model)
+    finally:
+        attention.choose_attention(model, "plain", device)
 
 
 @torch.inference_mode()
