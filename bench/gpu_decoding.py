@@ -56,7 +56,7 @@ def sessions(run: Run) -> None:
         for count, (codec, path) in itertools.product(run.pick(SESSIONS, (1, 3)), paths.items()):
             with open_video(path, decoder="nvcodec", device="cuda") as video:
                 indices = published.plan_indices(video.info.num_frames, run.pick(4, 1)).reshape(-1, published.CLIP_LEN)
-                packets = sum(bool(data) for _, data in video._units(np.unique(indices).tolist()))
+                packets = sum(bool(unit.data) for unit in video._units(np.unique(indices).tolist()))
                 frames = video.info.num_frames
             pool.clear()
             pool.limit = count

@@ -68,7 +68,7 @@ def forward_rows(
             with computing(dtype, device), eager_port() if port else contextlib.nullcontext():
                 return model(x)
 
-        graphs = Graphs(functools.partial(run, ours), ours)
+        graphs = Graphs(lambda x, run=run: run(ours, x=x), ours)
         calls = {
             "torchvision swin3d_t": lambda run=run: run(theirs),
             "eager port": lambda run=run: run(ours, port=True),

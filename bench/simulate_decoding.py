@@ -23,7 +23,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -127,14 +127,14 @@ class File:
         self.index = PacketIndex(packets, [n for n, _ in frames], codec="h264", intra_only=False)
         self.wanted = np.unique(frame_indices(count, 32, 4, 2)).tolist()  # of a score
 
-    def units(self) -> Iterator[tuple[int, bytes]]:
+    def units(self, nvcodec: Any) -> Iterator[Any]:
         """As `sama.decode.nvcodec` sends them."""
         for run in self.index.runs(self.wanted):
-            yield -1, b""
+            yield nvcodec.END
             is_unneeded = self.index.unneeded(run, "h264", 0)
             for number in range(run.first, run.last + 1):
                 if not is_unneeded(number, memoryview(self.data[number])):
-                    yield self.index.frame_of_packet(number), self.data[number]
+                    yield nvcodec.Unit(self.index.frame_of_packet(number), self.index.places[number], self.data[number])
 
 
 def corpus(files: int) -> list[File]:
@@ -183,7 +183,7 @@ def simulate(
                 yield decode(file)
             else:
                 by_cores.append(file.number)
-                time.sleep(sum(bool(data) for _, data in file.units()) / CORE_FPS)
+                time.sleep(sum(bool(unit.data) for unit in file.units(nvcodec)) / CORE_FPS)
                 yield len(file.wanted)
 
     def decode(file: File) -> int:
@@ -191,7 +191,7 @@ def simulate(
         key = nvcodec.SessionKey(torch.device("cpu"), "h264", file.kind.size, "yuv420p", sequence, str(file.number))
         with pool.lease(key) as lease:
             before = lease.session.sent
-            found = [n for n, _ in lease.session.decode(file.units(), frozenset(file.wanted), key.path)]
+            found = [n for n, _ in lease.session.decode(file.units(nvcodec), frozenset(file.wanted), key.path)]
             packets[file.number] = lease.session.sent - before
         if found != file.wanted:
             raise AssertionError(f"file {file.number}: frames came out in another order, or not all")

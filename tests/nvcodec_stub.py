@@ -3,7 +3,8 @@
 It is as unkind as the library, as far as its documentation and its sources (2.2) tell:
 
 - Raw units go in by address. Frames come out in display order, some packets later, in memory that the next call of
-  `Decode` overwrites. An empty packet brings out all that is left, after which parameter sets must come again.
+  `Decode` overwrites. Their time stamps rise: each frame has the lowest of those that went in and did not come out yet,
+  whichever packet it came with (seen on an H200, driver 580). An empty packet brings out all that is left, after which parameter sets must come again.
 - A session keeps the surfaces of its first sequence: another one comes out wrong, and no error says so.
 - Only so many sessions can be made. A session that failed must not be used again, nor two threads use one at a time,
   nor another device be the current one.
@@ -15,6 +16,7 @@ It is as unkind as the library, as far as its documentation and its sources (2.2
 from __future__ import annotations
 
 import ctypes
+import heapq
 import random
 import threading
 from collections import deque
@@ -125,6 +127,7 @@ class _Decoder:
         self.context = av.CodecContext.create(self.codec, "r")
         self.context.thread_type = "SLICE"
         self.behind = deque()
+        self.stamps = []  # a heap
         self.plan = self.library.fault()
         self.packets = 0
 
@@ -152,7 +155,7 @@ class _Decoder:
             self.library.rate(self)
             data = av.Packet(ctypes.string_at(packet.bsl_data, packet.bsl))
             self._check_sequence(bytes(data))
-            data.pts = data.dts = packet.pts
+            heapq.heappush(self.stamps, packet.pts)
             frames = self.context.decode(data)
         else:
             frames = self.context.decode(None)
@@ -178,7 +181,8 @@ class _Decoder:
             return frames[1:]
         if kind == "repeats" and frames:
             self.plan = None
-            return [SimpleNamespace(pts=0, reformat=frames[0].reformat), *frames]
+            heapq.heappush(self.stamps, 0)
+            return [frames[0], *frames]
         return frames
 
     def _check_sequence(self, data):
@@ -201,7 +205,7 @@ class _Decoder:
             if self.library.damage_rate and self.library.random.random() < self.library.damage_rate:
                 self.library.damaged += 1
                 self.memory[slot][...] = 0
-        return _Surface(frame.pts, self.memory[slot])
+        return _Surface(heapq.heappop(self.stamps), self.memory[slot])
 
 
 def GetDecoderCaps(gpuid=0):  # noqa: N802

@@ -68,10 +68,10 @@ def failing(nvcodec, monkeypatch, after):
     """Make every session fail at packet number `after` of its life."""
     send = nvcodec.NvcodecSession._send
 
-    def fail(self, n, data, path):
-        if data and self.sent == after:
-            raise DecodeError(path, f"the GPU's decoder failed at the packet of frame {n} (made to)")
-        return send(self, n, data, path)
+    def fail(self, number, unit, path):
+        if unit.data and self.sent == after:
+            raise DecodeError(path, f"the GPU's decoder failed at the packet of frame {unit.frame} (made to)")
+        return send(self, number, unit, path)
 
     monkeypatch.setattr(nvcodec.NvcodecSession, "_send", fail)
 

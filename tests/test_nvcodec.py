@@ -20,6 +20,7 @@ SIZE = (160, 144)
 IRREGULAR_MS = np.cumsum(np.random.default_rng(5).integers(3, 90, 60)).tolist()
 X264 = {"bf": "3", "x264-params": "b-pyramid=normal:keyint=16:min-keyint=16:scenecut=0"}
 X265 = {"x265-params": "log-level=none:keyint=12:min-keyint=12:bframes=4:pools=1:frame-threads=1:open-gop=1"}
+OPEN = X264 | {"x264-params": f"{X264['x264-params']}:open-gop=1"}
 CLIPS = {
     "h264.mp4": ("libx264", {"options": X264}),
     "h264.ts": ("libx264", {"options": X264}),
@@ -28,6 +29,8 @@ CLIPS = {
         "libx264",
         {"options": X264, "colorspace": Colorspace.ITU709, "color_range": ColorRange.JPEG, "pix_fmt": "yuvj420p"},
     ),
+    "h264-open.mp4": ("libx264", {"options": OPEN}),
+    "vp8.webm": ("libvpx", {"options": {"g": "15", "lag-in-frames": "12", "auto-alt-ref": "1"}}),
     "hevc.mp4": ("libx265", {"options": X265}),
     "vp9.webm": ("libvpx-vp9", {"options": {"g": "15", "lag-in-frames": "12", "auto-alt-ref": "1"}}),
     "av1.mp4": ("libsvtav1", {"options": {"preset": "12", "g": "16"}}),

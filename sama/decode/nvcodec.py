@@ -3,12 +3,13 @@
     packets of the wanted frames, from PyAV ──Annex B──> NVDEC ──> surfaces, numbered as they were sent ──> frames
 
 Numbers, sizes, times and the choice of packets are those of `sama.decode.packets`. A packet goes to the GPU with a
-number in place of a time stamp and the surface comes back with it, so no frame can be taken for another. Sessions are
-kept in a pool for each GPU (`sama.decode.sessions`): making one takes longer than decoding a short clip.
+number in place of a time stamp and the surface comes back with it. The numbers of a run rise in the order in which its
+frames are shown: the driver's parser hands time stamps out in rising order, whichever packets they came with (seen on
+an H200, driver 580). Sessions are kept in a pool for each GPU (`sama.decode.sessions`).
 
 Only five things of the library are used: `GetDecoderCaps`, `CreateDecoder`, `PacketData`, `Decode`, and frames with
-`getPTS` and DLPack. It was written from the library's documentation and sources and tested with a stand-in for these
-five, never on a GPU. The library does not tell which frames it decoded with errors (it prints that).
+`getPTS` and DLPack; the tests have a stand-in for these five. The library does not tell which frames it decoded with
+errors (it prints that).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
 from os import PathLike, fsdecode
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -49,7 +50,24 @@ FILTERS = {"h264": "h264_mp4toannexb,dump_extra", "hevc": "hevc_mp4toannexb,dump
 HELD_FRAMES = 10  # of RGB, the size of 20 surfaces: the decoder's, and the group that waits for the sampler
 SESSIONS_PER_ENGINE = 2  # one decodes while the other waits for packets
 DEFAULT_ENGINES = 2  # where the library does not say how many there are
+REORDERED = 64  # packets at most by which a codec shows a picture earlier than the key frame that it comes after
 FLUSH_ROUNDS = 8  # empty packets until a decoder has given everything; the first one is enough
+
+
+class Unit(NamedTuple):
+    """A packet as the GPU's parser reads it.
+
+    frame: the number of the frame that it shows, -1 for none
+    place: rises with the time at which it is shown, among all packets of a run
+    data: empty where a run ends
+    """
+
+    frame: int
+    place: int
+    data: bytes
+
+
+END = Unit(-1, -1, b"")
 
 
 @dataclass(frozen=True)
@@ -124,13 +142,13 @@ class NvcodecVideo(SourcedVideo):
                 else:
                     raise DecodeError(self.info.path, f"the file ends before frame {missing[-1]}")
 
-    def _units(self, wanted: list[int]) -> Generator[tuple[int, bytes], None, None]:
-        """`(number of the frame, data)` of each packet as the GPU's parser reads them; no data between two runs."""
+    def _units(self, wanted: list[int]) -> Generator[Unit, None, None]:
+        """What the GPU needs for these frames; `END` between two runs."""
         filtered = None
-        for n, source, packet in self.source.packets(wanted):
+        for n, place, source, packet in self.source.packets(wanted):
             if packet is None or filtered is None:
                 filtered = _filter(self.info.codec, source)
-            yield n, b"" if packet is None else b"".join(bytes(unit) for unit in filtered(packet))
+            yield END if packet is None else Unit(n, place, b"".join(bytes(part) for part in filtered(packet)))
 
     def _frame(self, surface: torch.Tensor, n: int) -> Frame:
         """[H * 3/2, W] as planes, as displayed."""
@@ -153,14 +171,15 @@ class NvcodecVideo(SourcedVideo):
 class NvcodecSession:
     """One decoder of the GPU, on a CUDA stream of its own: `sama.decode.sessions.Session`.
 
-    Each packet goes in with a number of its own, which rises through the session's whole life and comes back with the
-    surface: a surface that belongs to an earlier run or file is recognised, and ends the session.
+    Each packet goes in with a number of its own, and a later run has higher ones than all before it: a surface that
+    belongs to an earlier run or file is recognised, and ends the session.
     """
 
     def __init__(self, key: SessionKey):
         self.device = key.device
         self.stream: torch.cuda.Stream | None = None
-        self.sent = 0  # the number of the packet sent last
+        self.sent = 0  # packets
+        self.highest = 0  # number of a packet
         self.pending = False  # whether packets went in that may not have come out
         self.decoder: Any = None
         try:
@@ -178,36 +197,39 @@ class NvcodecSession:
             raise DecodeError(key.path, f"the GPU's decoder cannot be opened ({error})") from error
 
     def decode(
-        self, units: Iterable[tuple[int, bytes]], wanted: Collection[int], path: str
+        self, units: Iterable[Unit], wanted: Collection[int], path: str
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield `(n, surface)` of the wanted frames as they come out: uint8 [H * 3/2, W], each a copy of its own.
 
-        units: `(n, data)`, n the number of the frame that the packet shows, -1 for none; empty data ends a run
         path: for messages
         DecodeError where the decoder fails, gives surfaces of packets before these, or ends a run with frames missing.
         """
         frames: dict[int, int] = {}  # of packets on their way: the numbers of their wanted frames
-        first = self.sent + 1
-        for n, data in chain(units, [(-1, b"")]):
-            surfaces = self._send(n, data, path)
-            if data and n in wanted:
-                frames[self.sent] = n
+        before = self.highest  # of earlier runs
+        begin: int | None = None  # what the numbers of a run are ahead of its packets' places
+        for unit in chain(units, [END]):
+            if unit.data and begin is None:
+                begin = before + REORDERED - unit.place
+            number = unit.place + (begin or 0)
+            surfaces = self._send(number, unit, path)
+            if unit.data and unit.frame in wanted:
+                frames[number] = unit.frame
             rounds = 0
             while True:
-                for number, surface in surfaces:
-                    if not first <= number <= self.sent:
+                for shown, surface in surfaces:
+                    if not before < shown <= self.highest:
                         raise DecodeError(path, "the GPU gave a frame of something that was decoded before")
-                    if number in frames:
-                        yield frames.pop(number), self._copy(surface, path)
-                if data or not surfaces or rounds == FLUSH_ROUNDS:
+                    if shown in frames:
+                        yield frames.pop(shown), self._copy(surface, path)
+                if unit.data or not surfaces or rounds == FLUSH_ROUNDS:
                     break
                 rounds += 1
-                surfaces = self._send(-1, b"", path)
-            if not data:
+                surfaces = self._send(0, END, path)
+            if not unit.data:
                 if frames:
                     lost = min(frames.values())
                     raise DecodeError(path, f"damaged or cut short: frame {lost} did not come out of the GPU")
-                first = self.sent + 1
+                before, begin = self.highest, None
 
     def reset(self) -> None:
         """As `sama.decode.sessions.Session.reset`: an empty packet ends whatever the parser is in the middle of.
@@ -218,7 +240,7 @@ class NvcodecSession:
         rounds = 0
         while self.pending and rounds <= FLUSH_ROUNDS:
             rounds += 1
-            self._send(-1, b"", "")
+            self._send(0, END, "")
         if self.pending:
             raise DecodeError("", "the GPU's decoder does not come to an end")
 
@@ -227,26 +249,27 @@ class NvcodecSession:
         with suppress(Exception), current_device(self.device):
             self.decoder = None
 
-    def _send(self, n: int, data: bytes, path: str) -> list[tuple[int, Any]]:
-        """Number and surface of the frames that come out once `data` has gone in; none is left after empty data.
+    def _send(self, number: int, unit: Unit, path: str) -> list[tuple[int, Any]]:
+        """Number and surface of the frames that come out once a packet has gone in; none is left after `END`.
 
         The surfaces are the decoder's own, which it overwrites in the next call.
         """
-        if not data and not self.pending:
+        if not unit.data and not self.pending:
             return []
         packet = PyNvVideoCodec.PacketData()
-        memory = np.frombuffer(data, np.uint8)  # read by the call below, not later
-        if data:
+        memory = np.frombuffer(unit.data, np.uint8)  # read by the call below, not later
+        if unit.data:
             self.sent += 1
-            packet.bsl_data, packet.bsl, packet.pts = memory.ctypes.data, len(data), self.sent
+            self.highest = max(self.highest, number)
+            packet.bsl_data, packet.bsl, packet.pts = memory.ctypes.data, len(unit.data), number
         try:
             with self._current():
                 surfaces = [(surface.getPTS(), surface) for surface in self.decoder.Decode(packet)]
         except Exception as error:
-            at = f"at the packet of frame {n}" if data else "at the end of a run"
+            at = f"at the packet of frame {unit.frame}" if unit.data else "at the end of a run"
             # without what it refers to, or the decoder would go on living as long as the error
             raise DecodeError(path, f"the GPU's decoder failed {at} ({error})") from without_traceback(error)
-        self.pending = bool(data or surfaces)
+        self.pending = bool(unit.data or surfaces)
         return surfaces
 
     def _copy(self, surface: Any, path: str) -> torch.Tensor:

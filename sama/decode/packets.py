@@ -118,6 +118,7 @@ class PacketIndex:
     """Which packet shows which frame, for files whose time stamps tell. Packets are numbered in file order.
 
     packets [P], pts [P]: all packets and their time stamps
+    places [P]: their places in the order of the time stamps, those of packets that show no frame among them
     packet_of_frame [N], frame_pts [N], frame_of_pts {pts: n}: the N frames in the order they are shown
     keys: numbers of the key packets, increasing
     skippable [P]: packets that the decoder may leave out where their frame is neither wanted nor referred to
@@ -131,6 +132,7 @@ class PacketIndex:
         self.number_of = {(packet.pts, packet.size): number for number, packet in enumerate(packets)}
         self.packets = packets
         self.pts = pts
+        self.places = np.argsort(np.argsort(pts, kind="stable")).tolist()
         self.keys = [number for number, packet in enumerate(packets) if packet.is_key]
         self.intra_only = intra_only
         top_layer = max(packet.layer for packet in packets)

@@ -205,11 +205,12 @@ class PyavVideo:
             source.close()
             del first
 
-    def packets(self, wanted: list[int]) -> Generator[tuple[int, Source, av.Packet | None], None, None]:
+    def packets(self, wanted: list[int]) -> Generator[tuple[int, int, Source, av.Packet | None], None, None]:
         """What a decoder other than FFmpeg's needs for `wanted` (increasing numbers), in file order.
 
-        Yields `(n, source, packet)`, where n is the frame that the packet shows, -1 for none; packet is None where the
-        next one begins another run. Packets of a run that no wanted frame needs are left out (`PacketIndex.unneeded`).
+        Yields `(n, place, source, packet)`: n is the frame that the packet shows, -1 for none, place its place in
+        `PacketIndex.places`; packet is None where the next one begins another run. Packets of a run that no wanted
+        frame needs are left out (`PacketIndex.unneeded`).
         InputError where the file has no index.
         """
         index = self.index
@@ -221,12 +222,12 @@ class PyavVideo:
             for run in index.runs(wanted):
                 source = source.positioned(index, run)
                 if run.first != end:
-                    yield -1, source, None
+                    yield -1, -1, source, None
                 end = run.last + 1
                 is_unneeded = index.unneeded(run, source.codec, nal_length(source.codec, source.context.extradata))
                 for number, packet in source.packets():
                     if number >= run.first and not is_unneeded(number, memoryview(packet)):
-                        yield index.frame_of_packet(number), source, packet
+                        yield index.frame_of_packet(number), index.places[number], source, packet
                     if number >= run.last:
                         break
         finally:
