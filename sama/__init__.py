@@ -43,7 +43,7 @@ _HOMES = {
 _MODULES = (
     *("backends", "check", "corpus", "decode", "devices", "engines", "errors", "evaluate", "evaluation"),
     *("evaluation_report", "export", "feed", "figures", "files", "frames", "inspection", "journal", "kernels"),
-    *("labels", "metrics", "model", "models", "plan", "prefetch", "report", "sampler", "scoring", "terminal"),
+    *("labels", "metrics", "model", "models", "plan", "prefetch", "report", "sampler", "scoring", "tables", "terminal"),
     *("train", "training"),
 )
 

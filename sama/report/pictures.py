@@ -30,8 +30,8 @@ from sama.sampler import VideoSampler
 
 if TYPE_CHECKING:
     from sama.decode import Video
-    from sama.journal import Row
     from sama.model import QualityModel
+    from sama.tables import Row
 
 THUMBNAIL, PICTURE = (144, 81), (960, 720)  # pixels that they fit into
 INLINE_BYTES = 20 << 20  # pictures of a page beyond which they lie in a folder beside it
