@@ -365,10 +365,11 @@ def evaluate(options: Namespace) -> int:
 def data(options: Namespace) -> int:
     """`sama data check`: look for problems in a label file and its files."""
     from sama.check import check
+    from sama.storage import is_url
 
     options = options.check
     check_positive(options, "workers", "max_pixels", "timeout")
-    if not os.path.isdir(options.root):
+    if not (is_url(options.root) or os.path.isdir(options.root)):
         raise InputError(f"there is no folder {options.root}")
     with progress_bar("checking") as progress:
         report = check(

@@ -17,6 +17,7 @@ from sama.labels import Item, read_labels, with_split
 from sama.limits import Limits
 from sama.model import QualityModel, find_weights
 from sama.scoring import score_files
+from sama.storage import is_url
 from sama.tables import FORMATS, Row, check_unmixed, read_table
 
 ProgressBar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -75,7 +76,7 @@ class EvaluateOptions:
             there = next((n for n in ("report.md", "report.json") if os.path.exists(os.path.join(self.out, n))), None)
             if there:
                 raise InputError(f"{os.path.join(self.out, there)} exists already: give another --out, or --overwrite")
-        if not os.path.isdir(self.root):
+        if not (is_url(self.root) or os.path.isdir(self.root)):
             raise InputError(f"there is no folder {self.root}")
         if self.save:
             if not self.save.endswith(".safetensors"):
