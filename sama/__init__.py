@@ -43,8 +43,8 @@ _HOMES = {
 _MODULES = (
     *("backends", "check", "corpus", "decode", "devices", "engines", "errors", "evaluate", "evaluation"),
     *("evaluation_report", "export", "feed", "figures", "files", "frames", "inspection", "journal", "kernels"),
-    *("labels", "metrics", "model", "models", "plan", "prefetch", "report", "sampler", "scoring", "terminal"),
-    *("train", "training"),
+    *("labels", "metrics", "model", "models", "plan", "prefetch", "report", "sampler", "scoring", "storage", "tables"),
+    *("terminal", "train", "training"),
 )
 
 __all__ = ["__version__", *_HOMES]

@@ -15,6 +15,7 @@ from sama.files import printable
 from sama.labels import Item, leakage, parse_labels, path_key
 from sama.limits import Guard, Limits
 from sama.prefetch import Ended, Ticket, ahead
+from sama.storage import is_url
 
 PUBLISHED = {  # items of the sets of each form; LSVQ's as its published training log counts them, the others' papers
     "path, duration, fps, mos": {
@@ -116,8 +117,9 @@ def check(
         f"{path}: lines {', '.join(map(str, numbers))}" for path, numbers in lines.items() if len(numbers) > 1
     ]
 
-    present = [path for path in homes if os.path.exists(path)]
-    problems["missing"] = [f"{path}: line {lines[path][0]}" for path in homes if not os.path.exists(path)]
+    present = [path for path in homes if is_url(path) or os.path.exists(path)]
+    missing = homes.keys() - set(present)
+    problems["missing"] = [f"{path}: line {lines[path][0]}" for path in homes if path in missing]
     size_of = {path: os.path.getsize(path) for path in present if os.path.isfile(path)}
     alike = Counter(size_of.values())
     digests: dict[str, list[str]] = {}
@@ -173,12 +175,13 @@ def _look(path: str, compare: bool, ticket: Ticket, limits: Limits) -> Iterator[
     from sama.files import IMAGE_SUFFIXES, suffix
 
     guard = ticket.guard = Guard(path, limits, reserve=ticket.hold)
-    check_file(path)  # or a device would be read without end
+    if guard.find_content() is None:
+        check_file(path)  # or a device would be read without end
     if compare:
         with open(path, "rb") as file:
             yield hashlib.file_digest(file, "sha256").hexdigest()
     if suffix(path) in IMAGE_SUFFIXES:
-        read_image(path, max_pixels=limits.image_pixels)
+        read_image(path, max_pixels=limits.image_pixels, content=guard.content)
     else:
         with open_video(path, threads=1, guard=guard) as video:  # the same answer every time for a damaged file
             for _ in video.frames([0, video.info.num_frames - 1]):

@@ -19,10 +19,11 @@ from sama.report import commands as report
 from sama.terminal import OK, SOME_FAILED, carry_out, interruption, progress_bar
 
 if TYPE_CHECKING:
-    from sama.journal import Journal, Row
+    from sama.journal import Journal
     from sama.limits import Limits
     from sama.model import QualityModel
     from sama.prefetch import Meter
+    from sama.tables import Row
 
 
 ENGINES = ("eager", "compile", "onnxruntime", "openvino", "auto")  # of `sama.engines`
@@ -37,7 +38,7 @@ def parser() -> ArgumentParser:
 
     score = ArgumentParser(description="Score files: one row for each, on the terminal and in a table.")
     score.add_argument("paths", nargs="+", metavar="PATH", help="files, folders, globs; - for names on standard input")
-    score.add_argument("-o", "--out", type=str, help="table to write: .csv, .jsonl or .json")
+    score.add_argument("-o", "--out", type=str, help="table to write: .csv, .jsonl, .json or .parquet")
     score.add_argument(
         "--resume", action="store_true", help="continue an interrupted or earlier run into the same --out"
     )
@@ -364,10 +365,11 @@ def evaluate(options: Namespace) -> int:
 def data(options: Namespace) -> int:
     """`sama data check`: look for problems in a label file and its files."""
     from sama.check import check
+    from sama.storage import is_url
 
     options = options.check
     check_positive(options, "workers", "max_pixels", "timeout")
-    if not os.path.isdir(options.root):
+    if not (is_url(options.root) or os.path.isdir(options.root)):
         raise InputError(f"there is no folder {options.root}")
     with progress_bar("checking") as progress:
         report = check(

@@ -12,11 +12,13 @@ from pathlib import Path
 from sama.errors import InputError
 from sama.evaluation import Evaluation, by_column, calibration, evaluate_predictions, save_calibrated
 from sama.evaluation_report import write_report
-from sama.journal import FORMATS, Journal, Row, read_table
+from sama.journal import Journal
 from sama.labels import Item, read_labels, with_split
 from sama.limits import Limits
 from sama.model import QualityModel, find_weights
 from sama.scoring import score_files
+from sama.storage import is_url
+from sama.tables import FORMATS, Row, check_unmixed, read_table
 
 ProgressBar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
@@ -74,7 +76,7 @@ class EvaluateOptions:
             there = next((n for n in ("report.md", "report.json") if os.path.exists(os.path.join(self.out, n))), None)
             if there:
                 raise InputError(f"{os.path.join(self.out, there)} exists already: give another --out, or --overwrite")
-        if not os.path.isdir(self.root):
+        if not (is_url(self.root) or os.path.isdir(self.root)):
             raise InputError(f"there is no folder {self.root}")
         if self.save:
             if not self.save.endswith(".safetensors"):
@@ -175,6 +177,7 @@ def _read_predictions(table: str, model: str | None) -> list[Row]:
     rows = read_table(path)
     if not rows:
         raise InputError(f"{path} holds no scores")
+    check_unmixed(rows, str(path))
     if model is not None:
         foreign = next((row.model for row in rows if row.model != model), None)
         if foreign is not None:

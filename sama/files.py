@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sama.errors import DecodeError, OutputError
+from sama.storage import is_url, listed, plain_name
 
 VIDEO_SUFFIXES = frozenset(
     f".{name}"
@@ -31,8 +32,9 @@ MOVING_SUFFIXES = frozenset((".apng", ".gif"))  # an image model reads the first
 
 
 def expand(arguments: Iterable[str], *, kind: str | None = None, left_out: list[str] | None = None) -> list[str]:
-    """The files that arguments name: files as they are, folders searched recursively, globs, "-" for a list of names on
-    standard input, one a line. Sorted within a folder, each file once, in the order of the arguments.
+    """The files that arguments name: files as they are, folders searched recursively, globs, addresses (`sama.storage`)
+    of files, folders, globs and tars, "-" for a list of names on standard input, one a line. Sorted within a folder,
+    each file once, in the order of the arguments.
 
     kind: "video" or "image" leaves out files of the other kind found in folders, and adds them to `left_out`. What does
     not exist is kept: opening it says so.
@@ -42,6 +44,13 @@ def expand(arguments: Iterable[str], *, kind: str | None = None, left_out: list[
     for argument in arguments:
         names = [line.rstrip("\r\n") for line in sys.stdin] if argument == "-" else [argument]
         for name in filter(None, names):
+            if is_url(name) or (suffix(name) == ".tar" and os.path.isfile(name)):
+                for path in listed(name, VIDEO_SUFFIXES | IMAGE_SUFFIXES):
+                    if path == name or suffix(path) in suffixes:
+                        found[path] = None
+                    elif left_out is not None:
+                        left_out.append(path)
+                continue
             if not os.path.lexists(name) and glob.has_magic(name):
                 matches = sorted(glob.glob(name, recursive=True)) or [name]
             else:
@@ -76,13 +85,13 @@ def check_kind(path: str | os.PathLike[str], kind: str) -> None:
     """`DecodeError` where a file's name says that it is an image and the model scores videos, or the reverse; one that
     may move can be either."""
     other, what = (IMAGE_SUFFIXES, "an image") if kind == "video" else (VIDEO_SUFFIXES, "a video")
-    if suffix(path) in other - MOVING_SUFFIXES and os.path.isfile(path):
+    if suffix(path) in other - MOVING_SUFFIXES and (os.path.isfile(path) or is_url(path)):
         hint = "; an image model scores it (--weights packaged-image)" if kind == "video" else ""
         raise DecodeError(os.fsdecode(path), f"is {what}; the model scores {kind}s{hint}")
 
 
 def suffix(path: str | os.PathLike[str]) -> str:
-    return Path(path).suffix.lower()
+    return Path(plain_name(path)).suffix.lower()
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Rows of scores on disk: a journal while files are scored, a table at the end.
+"""Rows of scores while files are scored: a journal on disk, turned into a table at the end.
 
 A row is appended to the journal, `OUT.partial`, as soon as its file is done; the table `OUT` appears whole at the end,
 and until then an older one stays as it is. Whatever interrupts the run (kill -9, a full disk), `resume` continues from
@@ -7,59 +7,19 @@ the rows that are there. One run at a time writes a journal: it holds a lock on 
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from sama.errors import OutputError
 from sama.files import replace_file
+from sama.tables import ANEW, FORMATS, Row, as_line, check_library, read_journal, read_table, table
 
 try:
     import fcntl
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
-
-FORMATS = (".csv", ".jsonl", ".json")
-ANEW = b'{"anew": true}\n'  # the first line of a journal whose table is not to be resumed, but replaced
-FIELD_CHARACTERS = (1 << 31) - 1  # of a CSV: a long video has many clips
-
-
-@dataclass
-class Row:
-    """The scores of one file, or the reason why there are none.
-
-    path: as the user named the file; status: "ok", or "error" with the `reason`
-    score: on the model's own scale, whose name is `scale` where it has one
-    mos: on the scale named `mos_scale`, where the checkpoint is calibrated to one
-    clips, times: for each clip its score, and the time of its middle frame in seconds
-    frames, width, height, duration (seconds), fps: of the file; decoder: which one read it
-    seconds: spent on this file, in decoding, sampling and the model
-    model, settings: what the scores depend on
-    """
-
-    path: str
-    status: str = "ok"
-    score: float | None = None
-    mos: float | None = None
-    mos_scale: str | None = None
-    clips: list[float] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
-    frames: int | None = None
-    width: int | None = None
-    height: int | None = None
-    duration: float | None = None
-    fps: float | None = None
-    seconds: float = 0.0
-    decoder: str | None = None
-    model: str = ""
-    settings: str = ""
-    reason: str = ""
-    scale: str = ""
 
 
 class Journal:
@@ -88,6 +48,7 @@ class Journal:
         self.rows: dict[str, Row] = {}
         if self.out.suffix.lower() not in FORMATS:
             raise OutputError(f"{out}: cannot tell the format; the name must end in {', '.join(FORMATS)}")
+        check_library(self.out.suffix)
         if not self.out.parent.is_dir():
             raise OutputError(f"{out}: there is no folder {self.out.parent}")
         if not (resume or overwrite) and (self.out.exists() or self.partial.exists()):
@@ -155,7 +116,7 @@ class Journal:
 
     def add(self, row: Row) -> None:
         """Append a row and bring it to the disk; `OutputError` where that fails, with all rows before it kept."""
-        self._append(_line(row))
+        self._append(as_line(row))
         self.rows[row.path] = row
 
     def _append(self, line: bytes) -> None:
@@ -183,116 +144,3 @@ class Journal:
             raise OutputError(f"{error}; {self.kept()}") from error
         self.partial.unlink()
         self.file.close()
-
-
-def _line(row: Row) -> bytes:
-    return json.dumps(asdict(row)).encode() + b"\n"
-
-
-def table(rows: Iterable[Row], form: str) -> bytes:
-    """All rows as ".csv" (lists joined by ";"), ".jsonl" or ".json"."""
-    if form == ".jsonl":
-        return b"".join(map(_line, rows))
-    if form == ".json":
-        return json.dumps([asdict(row) for row in rows], indent=1).encode() + b"\n"
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [f.name for f in fields(Row)])  # its "\r\n" has names with "\r" quoted
-    lines = []
-    for row in [None, *rows]:
-        if row is None:
-            writer.writeheader()
-        else:
-            entry = asdict(row)
-            writer.writerow(entry | {key: ";".join(map(str, entry[key])) for key in ("clips", "times")})
-        lines.append(text.getvalue().removesuffix("\r\n") + "\n")
-        text.seek(0)
-        text.truncate()
-    return "".join(lines).encode("utf-8", "surrogateescape")
-
-
-def read_journal(path: Path) -> list[Row]:
-    """The complete rows of a journal; a last line that was cut off by a crash is left out."""
-    if not path.exists():
-        return []
-    rows = []
-    content = _regular(path).read_bytes()
-    first = 1 + content.startswith(ANEW)
-    for number, line in enumerate(content.removeprefix(ANEW).split(b"\n")[:-1], start=first):
-        try:
-            rows.append(_row(json.loads(line), path))
-        except (ValueError, RecursionError) as error:
-            raise OutputError(f"{path}, line {number}, is damaged ({error}): correct or remove the line") from error
-    return rows
-
-
-def read_table(path: Path) -> list[Row]:
-    """The rows that `table` wrote to a file; none where there is no such file."""
-    if not path.exists():
-        return []
-    before = csv.field_size_limit(FIELD_CHARACTERS)
-    try:
-        if path.suffix.lower() == ".jsonl":
-            return read_journal(path)
-        if path.suffix.lower() == ".json":
-            entries = json.loads(_regular(path).read_bytes())
-            if not isinstance(entries, list):
-                raise ValueError("it holds no list of rows")
-            return [_row(entry, path) for entry in entries]
-        with _regular(path).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return [_row(_typed(entry), path) for entry in csv.DictReader(file, strict=True)]
-    except (ValueError, AttributeError, TypeError, RecursionError, csv.Error) as error:
-        raise OutputError(f"{path} is no table that `sama score` wrote ({error})") from error
-    finally:
-        csv.field_size_limit(before)
-
-
-def _regular(path: Path) -> Path:
-    """The path; `OutputError` where it is no regular file, which might be read without end."""
-    if not path.is_file():
-        raise OutputError(f"{path} is no regular file")
-    return path
-
-
-def _typed(entry: dict[str, str]) -> dict[str, Any]:
-    """The values of a CSV row in their types."""
-
-    def convert(key: str, value: str) -> Any:
-        if key in ("clips", "times"):
-            return [float(part) for part in value.split(";") if part]
-        if key in ("frames", "width", "height"):
-            return int(value) if value else None
-        if key in ("score", "mos", "duration", "fps", "seconds"):
-            return float(value) if value else None
-        return (value or None) if key in ("mos_scale", "decoder") else value
-
-    return {key: convert(key, value) for key, value in entry.items()}
-
-
-def _row(entry: Any, path: Path) -> Row:
-    """A row from its columns; `OutputError` where they are not those of `Row`, or of another type."""
-    if not isinstance(entry, dict):
-        raise OutputError(f"{path} is no table that `sama score` wrote (a row is {str(entry)[:40]!r})")
-    try:
-        row = Row(**entry)
-    except TypeError as error:
-        raise OutputError(f"{path} has other columns than `sama score` writes ({error})") from error
-    for column in fields(Row):
-        value = getattr(row, column.name)
-        if not _fits(value, str(column.type)):
-            what = f"{column.name} = {str(value)[:40]!r}"
-            raise OutputError(f"{path} has a row with a value of the wrong type: {what}, expected {column.type}")
-    return row
-
-
-def _fits(value: Any, kind: str) -> bool:
-    """Whether a value is of the type of a column of `Row`, as its annotation says it."""
-    if kind == "list[float]":
-        return isinstance(value, list) and all(_fits(part, "float") for part in value)
-    optional = kind.endswith(" | None")
-    if value is None:
-        return optional
-    kind = kind.removesuffix(" | None")
-    if isinstance(value, bool) or (isinstance(value, int) and value.bit_length() > 1000):  # more than a float holds
-        return False
-    kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
-    return isinstance(value, kinds[kind])

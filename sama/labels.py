@@ -31,6 +31,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from sama.errors import InputError, LabelError, MissingFileError
+from sama.storage import is_url
 
 PATHS = ("path", "file", "filename", "file_name", "name", "video", "video_name", "image", "image_name", "dist_img")
 LABELS = ("mos", "mos_zscore", "label", "vmaf")
@@ -331,7 +332,7 @@ def _item(
 
 def path_key(path: str) -> str:
     """A normal form of the path, so that two spellings of one path are equal."""
-    return os.path.normpath(path)
+    return path if is_url(path) else os.path.normpath(path)
 
 
 def _is_number(cell: str) -> bool:

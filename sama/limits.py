@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from sama.errors import DecodeError, InputError
+from sama.storage import Content, find
 
 Item = TypeVar("Item")
 
@@ -68,6 +69,7 @@ class Guard:
     """The limits of one file while it is read, by one thread at a time.
 
     strict: a stream that reports damage raises `DamageError`, so that it can be read again in a way that repeats itself
+    content: the bytes of what is no local file (`sama.storage`), once it is known
     reserve: called with a number of bytes; a context that waits until that many may be held, and holds them
     damage: what the stream reported, "" for nothing
     """
@@ -79,6 +81,7 @@ class Guard:
         *,
         strict: bool = False,
         reserve: Callable[[int], AbstractContextManager[None]] | None = None,
+        content: Content | None = None,
     ) -> None:
         self.path, self.limits, self.strict = path, limits, strict
         self.damage = ""
@@ -90,6 +93,34 @@ class Guard:
         self._begun = time.perf_counter()
         self._waited = 0.0
         self._waiting_since: float | None = None
+        self.content: Content | None = None
+        if content is not None:
+            self._attach(content)
+
+    def find_content(self) -> Content | None:
+        """The content of what is no local file, found at the first call; None for a local file. `DecodeError` where it
+        cannot be had."""
+        if self.content is None and (content := find(self.path)) is not None:
+            self._attach(content)
+        return self.content
+
+    def _attach(self, content: Content) -> None:
+        self.content = content
+        if self.limits.timeout is None:
+            self._limit += content.size / BYTES_PER_SECOND
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """While a file is read: where its bytes cannot be had, or it changes meanwhile, that is the error, whatever a
+        decoder makes of it."""
+        try:
+            yield
+        except DecodeError:
+            if self.content is not None:
+                self.content.check()
+            raise
+        if self.content is not None:
+            self.content.check()
 
     @property
     def seconds(self) -> float:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+import sama
 from sama.decode import decode_with
 from sama.decode.images import read_image
 from sama.devices import pick_device
@@ -116,9 +117,10 @@ def load_model(
             f"{weights} ({built.report.source}) holds no quality head ({', '.join(headless)} missing): training can "
             f"start from it, but its scores would be random.\n{WHERE_TO_GET_WEIGHTS}"
         )
-    name = f"{Path(weights).name} ({built.report.source}, sha256 {digest(weights)})"
+    sha256 = digest(weights)
+    name = f"{Path(weights).name} ({built.report.source}, sha256 {sha256})"
     settings: dict[str, Any] = {"dtype": dtype, "compile": compile, "attention": attention, "engine": engine}
-    return QualityModel(built.model, built.metadata, name, device, report=built.report, **settings)
+    return QualityModel(built.model, built.metadata, name, device, report=built.report, sha256=sha256, **settings)
 
 
 def find_weights(weights: str | os.PathLike[str] | None) -> Path:
@@ -250,6 +252,7 @@ class QualityModel:
 
     module: in evaluation mode; metadata: as `sama.models.build` gives it
     name: what scores are attributed to; report: what became of the checkpoint's weights
+    sha256: of the weights' file, as `digest` gives it; None where there is no file
     device, dtype, compile, attention, engine: as for `load_model`
     """
 
@@ -265,6 +268,7 @@ class QualityModel:
         attention: str = "plain",
         engine: str = "eager",
         report: LoadReport | None = None,
+        sha256: str | None = None,
     ) -> None:
         self.device = pick_device(device)
         self.engine = pick_engine(engine, self.device, module.size, dtype)
@@ -277,7 +281,7 @@ class QualityModel:
         choose_attention(self.module, attention, self.device, compiled=compile)
         if compile:
             self.module.compile()
-        self.metadata, self.name, self.report = metadata, name, report
+        self.metadata, self.name, self.report, self.sha256 = metadata, name, report, sha256
         self.precision, self.dtype, self.compiled, self.attention = dtype, DTYPES[dtype], compile, attention
         grid, fragment = tuple(metadata["grid"]), tuple(metadata["fragment"])
         self.sampler: VideoSampler | ImageSampler
@@ -334,12 +338,30 @@ class QualityModel:
         dtype = self.precision + (", compiled" if self.compiled else "")
         dtype += f", {label(self.engine)}" if self.engine in RUNTIMES else ""
         dtype += ", fused attention" if self.attention == "fused" else ""
-        if self.kind == "image":
-            return f"{self.metadata['mode']}, {dtype}"
+        clips = f"{self.frame_plan()}, " if self.kind == "video" else ""
+        return f"{self.metadata['mode']}, {clips}{dtype}"
+
+    def frame_plan(self, every_seconds: float | None = None) -> str:
+        """Which frames make a score, in a few words. every_seconds: as in `score`"""
         data = self.metadata
-        number = f"{'up to ' if data.get('whole_clips') else ''}{data['num_clips']}"
-        clips = f"{number} clips of {data['clip_len']} frames, {data['interval']} apart"
-        return f"{data['mode']}, {clips}, {dtype}"
+        if self.kind == "image":
+            return "the whole image"
+        clips = f"of {data['clip_len']} frames, {data['interval']} apart"
+        if every_seconds is not None:
+            return f"one clip {clips}, every {every_seconds:g} s"
+        return f"{'up to ' if data.get('whole_clips') else ''}{data['num_clips']} clips {clips}"
+
+    def attribution(self, every_seconds: float | None = None) -> dict[str, Any]:
+        """What every row of scores says of the model, by column of `sama.tables.Row`. every_seconds: as in `score`"""
+        return {
+            "model": self.name,
+            "settings": self.describe(every_seconds),
+            "scale": self.score_scale or "",
+            "weights_sha256": self.sha256,
+            "mode": self.metadata["mode"],
+            "plan": self.frame_plan(every_seconds),
+            "version": sama.__version__,
+        }
 
     def clip_indices(
         self, num_frames: int, seconds: np.ndarray | None = None, every_seconds: float | None = None

@@ -22,10 +22,10 @@ from sama.decode.images import read_image
 from sama.devices import own_stream
 from sama.errors import DecodeError, reason
 from sama.files import check_kind
-from sama.journal import Row
 from sama.limits import Guard, Limits
 from sama.model import QualityModel
 from sama.prefetch import BEGUN, BUDGET_BYTES, Ended, Meter, Ticket, ahead
+from sama.tables import Row
 
 CLIPS_AHEAD = 4  # sampled clips of one file that may wait for the model
 FILES_AHEAD = 256  # begun on a GPU while one before them is not done: their rows wait for it
@@ -61,14 +61,14 @@ def score_files(
     if seats is not None:
         workers = seats.threads
     workers = workers or on_gpu or min(4, max(1, (os.cpu_count() or 1) // 2))
-    settings = model.describe(every_seconds)
+    attribution = model.attribution(every_seconds)
     waiting: deque[_Open] = deque()
     samples: list[tuple[_Open, torch.Tensor]] = []
     limits = limits or Limits()
     if any(map(os.path.exists, paths)):
         model.sampler.prepare()  # compiling is no waiting for decoding
     events = ahead(
-        map(_Open, paths),
+        (_Open(Row(path, **attribution)) for path in paths),
         lambda file, ticket: _on_device(
             _samples(file.row, model, every_seconds, decoder, ticket, limits, seats), model.device
         ),
@@ -82,8 +82,6 @@ def score_files(
     with contextlib.closing(events):  # an error here must not leave its threads behind
         for file, item in events:
             if item is BEGUN:
-                file.row.model, file.row.settings = model.name, settings
-                file.row.scale = model.score_scale or ""
                 waiting.append(file)
             elif item is RESTART:
                 file.restart()
@@ -106,8 +104,8 @@ def score_files(
 class _Open:
     """A file whose row is not complete: the row, and how many of its clips have been decoded."""
 
-    def __init__(self, path: str):
-        self.row = Row(path)
+    def __init__(self, row: Row):
+        self.row = row
         self.decoded = 0
         self.ended = False
 

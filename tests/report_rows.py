@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sama.journal import Row
+from sama.tables import Row
 
 HOSTILE = (
     "<script>window.hit=1</script>.mp4",

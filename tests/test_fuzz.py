@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from small_models import save_nano
 
 from sama.errors import CheckpointError, InputError, OutputError, SamaError
-from sama.journal import FORMATS, Row, read_table, table
 from sama.labels import LabelError, read_labels
 from sama.model import load_model
+from sama.tables import FORMATS, Row, read_table, table
 
 TIMES = 50 if os.environ.get("SAMA_FUZZ") else 1
 SETTINGS = {"mode": "sama", "grid": [7, 7], "fragment": [32, 32], "clip_len": 4, "interval": 2, "num_clips": 1}

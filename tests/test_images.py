@@ -20,12 +20,12 @@ from sama import DecodeError, cli
 from sama.decode import images as image_files
 from sama.decode.images import read_image
 from sama.files import check_kind, expand
-from sama.journal import read_table
 from sama.kernels import enlarge
 from sama.model import QualityModel
 from sama.models import ImageQuality
 from sama.models.checkpoints import SETTINGS
 from sama.scoring import score_files
+from sama.tables import read_table
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (21, 34, 3), dtype=np.uint8)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from sama import cli
 from sama.errors import OutputError
 from sama.files import replace_file
-from sama.journal import FORMATS, Journal, Row, read_journal, read_table, table
+from sama.journal import Journal
+from sama.tables import FORMATS, Row, read_journal, read_table, table
 
 SCORES_BY = "a model", "its settings"
 ROWS = [

@@ -17,13 +17,13 @@ import sama.report.pictures as pictures
 from sama.cli import main
 from sama.decode.pyav import PyavVideo
 from sama.errors import InputError, OutputError
-from sama.journal import Row, read_table, table
 from sama.kernels import reference
 from sama.model import load_model
 from sama.report.files import POINTS_OF_A_FILE, reduced, write_report
 from sama.report.page import page
 from sama.report.pictures import PictureStore, choose, look, nearest, shrink
 from sama.report.scale import Scale, meaning, scale_of, scale_of_rows
+from sama.tables import Row, read_table, table
 
 NANO = {"kind": "video", "mode": "sama", "grid": [2, 2], "fragment": [32, 32], "clip_len": 4, "interval": 1}
 NANO["num_clips"] = 2

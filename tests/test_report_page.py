@@ -9,9 +9,9 @@ import videos
 from PIL import Image
 from report_rows import HOSTILE
 
-from sama.journal import Row
 from sama.report.files import write_report
 from sama.report.page import page as assembled
+from sama.tables import Row
 
 pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())
 

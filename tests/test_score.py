@@ -24,10 +24,11 @@ import sama
 from sama import cli
 from sama.errors import NoWeightsError
 from sama.files import expand
-from sama.journal import FORMATS, Journal, Row, read_journal, read_table
+from sama.journal import Journal
 from sama.model import random_model
 from sama.models import VideoQuality, save_weights
 from sama.scoring import score_files
+from sama.tables import FORMATS, Row, read_journal, read_table
 
 SETTINGS = {"mode": "sama", "grid": [7, 7], "fragment": [32, 32], "clip_len": 8, "interval": 2, "num_clips": 2}
 

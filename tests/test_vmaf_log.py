@@ -8,10 +8,10 @@ import videos
 from report_rows import rows
 
 from sama.cli import main
-from sama.journal import Row
 from sama.model import load_model
 from sama.report.scale import OWN, Scale, scale_of
 from sama.report.vmaf_log import metric_name, pooled, vmaf_log, write_log
+from sama.tables import Row
 
 VMAF = Scale("predicted VMAF", 0, 100)
 

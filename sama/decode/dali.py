@@ -290,6 +290,8 @@ _decoders: SessionPool[DaliKey, DaliDecoder] = SessionPool(
 def refusal(video: PyavVideo, device: torch.device) -> str | None:
     """Why DALI is not to decode a file, or None."""
     info = video.info
+    if video.guard.content is not None:
+        return "it reads local files alone"
     if device.type == "cpu" and info.codec not in CPU_CODECS:
         return f"on the CPU it decodes {', '.join(CPU_CODECS)}, and this is {info.codec}"
     if info.pix_fmt not in PLANES_8_BIT:

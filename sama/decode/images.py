@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import mmap
 import os
 import stat
@@ -17,6 +18,7 @@ import numpy as np
 
 from sama.errors import DecodeError
 from sama.limits import IMAGE_PIXELS, MAX_SCANS, SCAN, has_too_many_scans
+from sama.storage import Content, find
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,7 +55,9 @@ def quiet() -> Iterator[None]:
             setter(handler)
 
 
-def read_image(path: str | os.PathLike, *, max_pixels: int = IMAGE_PIXELS) -> np.ndarray:
+def read_image(
+    path: str | os.PathLike, *, max_pixels: int = IMAGE_PIXELS, content: Content | None = None
+) -> np.ndarray:
     """An image file as uint8 RGB [H, W, 3]; `DecodeError` with the reason where it cannot be read.
 
     The file's content counts, not its name: the formats are `IMAGE_FORMATS`, as far as the installed Pillow reads them
@@ -68,6 +72,7 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = IMAGE_PIXELS) -> np
     moving       the first frame of a GIF, PNG, WebP or AVIF animation; the first page of a TIFF
     refused      floating point and 32-bit integers, whose range nothing tells, and CIELAB
 
+    content: the bytes, where they are no local file's (`sama.storage`); an address in `path` is read whole
     max_pixels: more than this by the header are refused before anything is decoded, and so is a JPEG of more than
     `MAX_SCANS` scans. Memory at the peak is 3 bytes a
     pixel and the file itself for a flawless JPEG, at most 7 bytes for the rest, 11 for a turned TIFF.
@@ -78,6 +83,11 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = IMAGE_PIXELS) -> np
     """
     name = os.fsdecode(path)
     try:
+        content = content or find(name)
+        if content is not None:
+            if not content.size:
+                raise DecodeError(name, "is empty, 0 bytes")
+            return _decode(io.BytesIO(content.whole()), name, max_pixels)
         kind = os.stat(path)
         if stat.S_ISDIR(kind.st_mode):
             raise DecodeError(name, "is a folder, not an image")
@@ -164,9 +174,13 @@ def _check_scans(file: BinaryIO, name: str) -> None:
     """`DecodeError` where a JPEG has scans without end, each of which is a pass over all its pixels."""
     file.seek(0)
     if sum(block.count(SCAN) for block in iter(lambda: file.read(BLOCK_BYTES), b"")) > MAX_SCANS:  # seldom
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            if has_too_many_scans(memoryview(data)):
-                raise DecodeError(name, f"a JPEG of more than {MAX_SCANS} scans")
+        if isinstance(file, io.BytesIO):
+            too_many = has_too_many_scans(file.getvalue())
+        else:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                too_many = has_too_many_scans(memoryview(data))
+        if too_many:
+            raise DecodeError(name, f"a JPEG of more than {MAX_SCANS} scans")
 
 
 def _allocate(image: Image.Image) -> None:
@@ -181,7 +195,8 @@ def _allocate(image: Image.Image) -> None:
 def _decode_jpeg(file: BinaryIO, image: Image.Image) -> np.ndarray | None:
     """The pixels of a flawless JPEG, equal to Pillow's, by the same libjpeg-turbo straight into an array: half of the
     memory, and no repacking from 4 to 3 bytes. None otherwise: Pillow then reads the file, or says what is wrong."""
-    if os.fstat(file.fileno()).st_size > JPEG_BYTES:
+    if file.seek(0, os.SEEK_END) > JPEG_BYTES:
+        file.seek(0)
         return None
     try:
         from simplejpeg import decode_jpeg

@@ -30,6 +30,7 @@ from av.stream import Disposition
 from sama.decode.nal import hevc_layer, is_entry, nal_length, picture_of
 from sama.errors import DamageError, DecodeError
 from sama.limits import MAX_SCANS, SCAN, Guard, has_too_many_scans
+from sama.storage import Handle
 
 MAX_THREADS = 4
 THREAD_BYTES = 40 << 20  # of frames, one per thread: three threads at 2160p, one at 2160p with 10 bits
@@ -276,12 +277,19 @@ class Source:
     def _demux(self) -> Iterator[av.Packet]:
         try:
             for packet in self.container.demux(self.stream):
+                self._check_content()
                 if packet.size:  # an empty one would tell the decoder that the file has ended
                     yield packet
         except av.error.FFmpegError as error:
             self.error = error.strerror or ""
         except IndexError:  # PyAV, at the end of a damaged file whose streams have become more on the way
             pass
+        self._check_content()
+
+    def _check_content(self) -> None:
+        """DecodeError where the bytes of a remote file could not be had: to FFmpeg, it ends there."""
+        if self.guard.content is not None and self.guard.content.error is not None:
+            raise self.guard.content.error
 
     def seek(self, index: PacketIndex, number: int) -> None:
         """Go to packet `number`; `position` is past it where that failed."""
@@ -409,7 +417,7 @@ def frame_seconds(pts: Sequence[int | None], source: Source) -> np.ndarray:
 
 
 def check_file(path: str) -> None:
-    """DecodeError for what is no readable file at all."""
+    """DecodeError for what is no readable local file at all."""
     if not os.path.exists(path):
         raise DecodeError(path, "no such file")
     if not os.path.isfile(path):
@@ -428,13 +436,19 @@ def open_container(path: str, guard: Guard) -> av.container.InputContainer:
 
     DecodeError where FFmpeg takes it for anything else, by its content or its name, or cannot read it.
     """
-    lists = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
+    content = guard.content
+    lists = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none" if content else "file"}
     limits = {"max_pixels": guard.limits.ffmpeg_pixels}  # FFmpeg decodes some frames to learn of the stream
+    source = Handle(content) if content else f"file:{path}"
     try:
-        container = av.open(f"file:{path}", "r", options=limits, container_options=lists, **LENIENT_METADATA)
+        container = av.open(source, "r", options=limits, container_options=lists, **LENIENT_METADATA)
     except (av.error.FFmpegError, OSError) as error:
-        with open(path, "rb") as file:
-            start = file.read(KIND_BYTES)
+        if content:
+            start = content.read_at(0, KIND_BYTES)
+            content.check()
+        else:
+            with open(path, "rb") as file:
+                start = file.read(KIND_BYTES)
         if isinstance(error, EOFError):
             reason = "it ends before its first frame"
         elif kind := kind_of(path, start, recognised=isinstance(error, av.error.ArgumentError)):

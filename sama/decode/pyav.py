@@ -52,19 +52,24 @@ class PyavVideo:
     decoder = "pyav"
 
     def __init__(self, path: str, *, threads: int | None = None, guard: Guard | None = None):
-        check_file(path)
         self.guard = guard or Guard(path)
+        content = self.guard.find_content()
+        if content is None:
+            check_file(path)
+        elif not content.size:
+            raise DecodeError(path, "the file is empty")
         self.decoded = 0  # frames the decoder has given, wanted or not
         self._path = path
         self._threads = threads
         self._closed = False
-        source = Source(path, threads, self.guard)
-        self._source: Source | None = source  # kept open for the first call of `frames`
+        self._source: Source | None = None  # kept open for the first call of `frames`
         self._first: av.VideoFrame | None = None  # see `_open`
         try:
-            width, height = source.context.width, source.context.height
-            with self.guard.hold(DECODER_FRAMES * width * height * 3 // 2):
-                self._open(source)
+            with self.guard.reading():
+                self._source = source = Source(path, threads, self.guard)
+                width, height = source.context.width, source.context.height
+                with self.guard.hold(DECODER_FRAMES * width * height * 3 // 2):
+                    self._open(source)
         except BaseException:
             self.close()
             raise
@@ -163,6 +168,10 @@ class PyavVideo:
         self.close()
 
     def _frames(self, wanted: list[int]) -> Iterator[tuple[int, Frame]]:
+        with self.guard.reading():
+            yield from self._decoded(wanted)
+
+    def _decoded(self, wanted: list[int]) -> Iterator[tuple[int, Frame]]:
         missing = list(reversed(wanted))
         reformatter = VideoReformatter()
         if self.index is not None:

@@ -17,8 +17,9 @@ from sama.files import printable
 from sama.terminal import OK, SOME_FAILED, progress_bar
 
 if TYPE_CHECKING:
-    from sama.journal import Journal, Row
+    from sama.journal import Journal
     from sama.model import QualityModel
+    from sama.tables import Row
 
     Load = Callable[[Namespace, Sequence[str]], QualityModel]
     Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -177,9 +178,10 @@ def report(options: Namespace) -> int:
 def read_rows(path: str) -> list[Row]:
     """The rows of a table, or of the journal of a run that is not finished.
 
-    `MissingFileError` where there is none, `OutputError` where it is no such table, `InputError` where it is empty.
+    `MissingFileError` where there is none, `OutputError` where it is no such table, `InputError` where it is empty
+    or mixes models or settings.
     """
-    from sama.journal import read_journal, read_table
+    from sama.tables import check_unmixed, read_journal, read_table
 
     if not os.path.exists(path):
         partial = f"{path}.partial"
@@ -189,6 +191,7 @@ def read_rows(path: str) -> list[Row]:
     rows = read_journal(Path(path)) if path.endswith(".partial") else read_table(Path(path))
     if not rows:
         raise InputError(f"{path} has no rows")
+    check_unmixed(rows, path)
     return list({row.path: row for row in rows}.values())
 
 

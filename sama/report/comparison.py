@@ -332,7 +332,7 @@ def _open_all(names: Sequence[str], settings: Settings) -> list[Version]:
     with PyavVideo(names[0]) as first:
         for label, name in zip(LABELS, names):
             if label == "A":
-                match, info, bits = Match(0.0, 1.0), first.info, stream_bits(first)
+                match, info, bits, size = Match(0.0, 1.0), first.info, stream_bits(first), file_bytes(first)
                 probes = probes_of(first) if settings.offset_seconds is None else []
             else:
                 with PyavVideo(name) as video:
@@ -341,15 +341,21 @@ def _open_all(names: Sequence[str], settings: Settings) -> list[Version]:
                     else:
                         match = Match(settings.offset_seconds, 1.0)
                     info, bits = video.info, stream_bits(video)
-            size = os.stat(name).st_size
+                    size = file_bytes(video)
             versions.append(Version(label, name, info, match, bits / info.duration_seconds, size))
     return versions
+
+
+def file_bytes(video: PyavVideo) -> int:
+    """Size of the file."""
+    content = video.guard.content
+    return os.stat(video.info.path).st_size if content is None else content.size
 
 
 def stream_bits(video: PyavVideo) -> int:
     """Bits of the video stream; of the whole file where packets are not known."""
     if video.index is None:
-        return 8 * os.stat(video.info.path).st_size
+        return 8 * file_bytes(video)
     return 8 * sum(packet.size for packet in video.index.packets)
 
 

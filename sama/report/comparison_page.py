@@ -32,7 +32,7 @@ def write_comparison(
     inline_bytes: pictures beyond which they are put into a folder beside the page
     `OutputError` where it cannot be written.
     """
-    from sama.journal import Row
+    from sama.tables import Row
 
     windows = sorted(comparison.extremes(MOMENTS)) or [len(comparison.times) // 2]
     store = PictureStore(out, inline_bytes)

@@ -23,9 +23,9 @@ from sama.report.pictures import INLINE_BYTES, Look, PictureStore, choose, look
 from sama.report.scale import Scale, contract, meaning, scale_of_rows
 
 if TYPE_CHECKING:
-    from sama.journal import Row
     from sama.limits import Limits
     from sama.model import QualityModel
+    from sama.tables import Row
 
 POINTS_OF_A_FILE, POINTS_OF_A_PAGE = 600, 200_000  # of timelines
 PICTURED, MAPPED = 200, 20  # files, worst first, with pictures of their moments, and with quality maps

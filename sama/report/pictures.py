@@ -26,12 +26,14 @@ from sama.errors import DecodeError, OutputError, reason
 from sama.files import IMAGE_SUFFIXES, MOVING_SUFFIXES, suffix
 from sama.frames import Frame
 from sama.kernels import reference
+from sama.limits import Guard
 from sama.sampler import VideoSampler
+from sama.storage import Content, find
 
 if TYPE_CHECKING:
     from sama.decode import Video
-    from sama.journal import Row
     from sama.model import QualityModel
+    from sama.tables import Row
 
 THUMBNAIL, PICTURE = (144, 81), (960, 720)  # pixels that they fit into
 INLINE_BYTES = 20 << 20  # pictures of a page beyond which they lie in a folder beside it
@@ -81,8 +83,9 @@ def look(row: Row, path: str, moments: Sequence[Moment], model: QualityModel | N
     """
     seen = Look(moments=list(moments))
     try:
-        seen.file_bytes = os.stat(path).st_size
-    except OSError:
+        content = find(path)
+        seen.file_bytes = os.stat(path).st_size if content is None else content.size
+    except (OSError, DecodeError):
         return Look(problem="the file was not there when this page was made")
     except ValueError:
         return Look(problem="the name cannot be opened")
@@ -90,17 +93,17 @@ def look(row: Row, path: str, moments: Sequence[Moment], model: QualityModel | N
         return seen
     try:
         if row.decoder == "pillow" or suffix(path) in IMAGE_SUFFIXES - MOVING_SUFFIXES:
-            _look_at_image(seen, row, path, model)
+            _look_at_image(seen, row, path, model, content)
         else:
-            with open_video(path, decoder="pyav") as video:
+            with open_video(path, decoder="pyav", guard=Guard(path, content=content)) as video:
                 _look_at_video(seen, row, video, model)
     except (DecodeError, OSError) as error:
         seen.moments, seen.problem = [], f"no pictures: {reason(error)}"
     return seen
 
 
-def _look_at_image(seen: Look, row: Row, path: str, model: QualityModel | None) -> None:
-    pixels = read_image(path)
+def _look_at_image(seen: Look, row: Row, path: str, model: QualityModel | None, content: Content | None = None) -> None:
+    pixels = read_image(path, content=content)
     seen.codec = suffix(path).removeprefix(".")
     seen.thumbnail = jpeg(shrink(Frame("rgb", (pixels,)), THUMBNAIL), 75)
     for moment in seen.moments:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from sama.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from sama.journal import Row
     from sama.model import QualityModel
+    from sama.tables import Row
 
 OWN = "the model's own scale"
 VMAF = (

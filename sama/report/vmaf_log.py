@@ -19,8 +19,8 @@ from sama.errors import InputError
 from sama.files import printable, replace_file
 
 if TYPE_CHECKING:
-    from sama.journal import Row
     from sama.report.scale import Scale
+    from sama.tables import Row
 
 
 def metric_name(scale: Scale) -> str:
