@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 ENGINES = ("eager", "compile", "onnxruntime", "openvino", "auto")  # of `sama.engines`
 DTYPES = ("float32", "tf32", "bfloat16", "float16")
 SCORING_WORKERS = "files decoded at the same time (half of the cores, at most 4; 3 for each decoding engine of a GPU)"
+SCORING_PROCESSES = (
+    "processes that score, each with the model (one for each decoding engine of a GPU, if the files are many; else 1)"
+)
 
 
 def parser() -> ArgumentParser:
@@ -46,6 +49,7 @@ def parser() -> ArgumentParser:
     score.add_argument("--overwrite", action="store_true", help="begin anew although --out exists")
     score.add_argument("--batch", type=int, help="clips that go through the model at once (1 on a CPU, 8 on a GPU)")
     score.add_argument("--workers", type=int, help=SCORING_WORKERS)
+    score.add_argument("--processes", type=int, help=SCORING_PROCESSES)
     report.add_score_options(score)
     _add_reading(score)
     _add_model(score)
@@ -227,13 +231,14 @@ def score(options: Namespace) -> int:
     from sama.files import expand
     from sama.journal import Journal
     from sama.prefetch import Meter
+    from sama.processes import default_processes
     from sama.scoring import score_files
 
     if (options.resume or options.overwrite) and not options.out:
         raise InputError("--resume and --overwrite are about --out, which is not given")
     if options.retry and not options.resume:
         raise InputError("--retry is about the failed files of an earlier run: give --resume too")
-    check_positive(options, "batch", "workers", "every", "max_pixels", "timeout")
+    check_positive(options, "batch", "workers", "processes", "every", "max_pixels", "timeout")
     check_decoder(options.decoder)
     model = load(options, options.paths)
     if model.kind == "image" and options.every is not None:
@@ -267,6 +272,7 @@ def score(options: Namespace) -> int:
         decoder=options.decoder,
         meter=meter,
         limits=limits(options),
+        processes=options.processes or default_processes(model, options.decoder, len(remaining)),
     )
     if journal:
         interruption.hint = lambda: f"; {journal.kept()}"

@@ -8,11 +8,13 @@ r.score, r.clips, r.timeline                  # 0.71, (0.70, ...), ((1.07, 0.70)
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -292,6 +294,19 @@ class QualityModel:
             self.sampler = VideoSampler(metadata["mode"], grid, fragment, dtype=self._input_dtype(), layout=layout)
         self.graphs = Graphs(self._tokens, self.module, enabled=not compile)
         self._by_runtime = tokens_of(self, self.engine) if self.engine in RUNTIMES else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process, which builds anew what belongs to a device."""
+        settings: dict[str, Any] = {
+            "dtype": self.precision,
+            "compile": self.compiled and self.engine != "compile",
+            "attention": self.attention,
+            "engine": self.engine,
+            "report": self.report,
+            "sha256": self.sha256,
+        }
+        parts = copy.deepcopy(self.module).cpu(), self.metadata, self.name, str(self.device)
+        return partial(QualityModel, **settings), parts
 
     def __repr__(self) -> str:
         scale = f", calibrated to {self.scale}" if self.scale else ""

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ RESTART = object()  # stands for the beginning of a second attempt among the cli
 
 
 def score_files(
-    paths: Sequence[str],
+    paths: Iterable[str],
     model: QualityModel,
     *,
     batch: int | None = None,
@@ -43,6 +44,7 @@ def score_files(
     decoder: str = "auto",
     meter: Meter | None = None,
     limits: Limits | None = None,
+    processes: int = 1,
 ) -> Generator[Row]:
     """Yield a row for every path, in order; a file that fails is a row with status "error" and the reason.
 
@@ -53,11 +55,21 @@ def score_files(
     every_seconds: as in `QualityModel.score`
     meter: measures how long the model waits for decoding
     limits: what a file may cost; None is `Limits()`
+    processes: that score files, each with a model of its own (`sama.processes`); scores do not depend on it
     """
     check_decoder(decoder)
+    if processes > 1:
+        from sama.processes import score_in_processes
+
+        settings = {"batch": batch, "every_seconds": every_seconds, "limits": limits}
+        yield from score_in_processes(
+            paths, model, processes=processes, workers=workers, decoder=decoder, meter=meter, **settings
+        )
+        return
     batch = batch or model.default_batch
     on_gpu = gpu_workers(decoder, model.device) if model.kind == "video" else 0
-    seats = hybrid.seats(model.device, len(paths), workers) if decoder == "hybrid" and model.kind == "video" else None
+    count = len(paths) if isinstance(paths, Sequence) else sys.maxsize
+    seats = hybrid.seats(model.device, count, workers) if decoder == "hybrid" and model.kind == "video" else None
     if seats is not None:
         workers = seats.threads
     workers = workers or on_gpu or min(4, max(1, (os.cpu_count() or 1) // 2))
@@ -65,7 +77,7 @@ def score_files(
     waiting: deque[_Open] = deque()
     samples: list[tuple[_Open, torch.Tensor]] = []
     limits = limits or Limits()
-    if any(map(os.path.exists, paths)):
+    if not isinstance(paths, Sequence) or any(map(os.path.exists, paths)):
         model.sampler.prepare()  # compiling is no waiting for decoding
     events = ahead(
         (_Open(Row(path, **attribution)) for path in paths),

@@ -4,7 +4,9 @@ It is as unkind as the library, as far as its documentation and its sources (2.2
 
 - Raw units go in by address. Frames come out in display order, some packets later, in memory that the next call of
   `Decode` overwrites. Their time stamps rise: each frame has the lowest of those that went in and did not come out yet,
-  whichever packet it came with (seen on an H200, driver 580). An empty packet brings out all that is left, after which parameter sets must come again.
+  whichever packet it came with (seen on an H200, driver 580). An empty packet brings out all that is left, after which
+  parameter sets must come again.
+- Pictures before the first key frame in display order come out too, though they cannot be decoded.
 - A session keeps the surfaces of its first sequence: another one comes out wrong, and no error says so.
 - Only so many sessions can be made. A session that failed must not be used again, nor two threads use one at a time,
   nor another device be the current one.
@@ -25,6 +27,7 @@ from types import SimpleNamespace
 
 import av
 import numpy as np
+from av.codec.context import Flags
 
 from sama.decode.nal import PARAMETER_SETS, units
 
@@ -126,6 +129,7 @@ class _Decoder:
         """The parser forgets parameter sets and references."""
         self.context = av.CodecContext.create(self.codec, "r")
         self.context.thread_type = "SLICE"
+        self.context.flags |= Flags.output_corrupt
         self.behind = deque()
         self.stamps = []  # a heap
         self.plan = self.library.fault()

@@ -196,9 +196,7 @@ class NvcodecSession:
         except Exception as error:
             raise DecodeError(key.path, f"the GPU's decoder cannot be opened ({error})") from error
 
-    def decode(
-        self, units: Iterable[Unit], wanted: Collection[int], path: str
-    ) -> Iterator[tuple[int, torch.Tensor]]:
+    def decode(self, units: Iterable[Unit], wanted: Collection[int], path: str) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield `(n, surface)` of the wanted frames as they come out: uint8 [H * 3/2, W], each a copy of its own.
 
         path: for messages
