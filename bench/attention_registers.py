@@ -30,7 +30,8 @@ KERNELS = {
     "bias": attention.bias_kernel,
 }
 DTYPES = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
-OF_DTYPE = ("p_qkv", "p_pad", "p_out", "p_grad", "p_dqkv")  # the others are float32
+OF_DTYPE = ("p_qkv", "p_pad", "p_out", "p_grad", "p_dqkv")
+INTEGERS = ("p_tables", "p_places", "p_padded", "p_marks", "p_order")  # the others are float32
 
 
 def compile_kernel(name: str, dtype: str, arch: int, *, heads: int = 3, dim: int = 32) -> dict[str, object]:
@@ -46,7 +47,9 @@ def compile_kernel(name: str, dtype: str, arch: int, *, heads: int = 3, dim: int
         if argument in constants:
             signature[argument] = "constexpr"
         elif argument.startswith("p_"):
-            signature[argument] = DTYPES[dtype] if argument in OF_DTYPE else "*fp32"
+            floats = DTYPES[dtype] if argument in OF_DTYPE else "*fp32"
+            whole = "*i64" if argument == "p_tables" else "*i32"
+            signature[argument] = whole if argument in INTEGERS else floats
         else:
             signature[argument] = "fp32" if argument == "scale" else "i32"
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)

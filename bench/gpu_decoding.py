@@ -25,7 +25,6 @@ import sama
 from sama.decode import open_video
 from sama.devices import own_stream
 from sama.model import QualityModel, random_model
-from sama.models.precision import DTYPES
 from sama.prefetch import Meter
 from sama.scoring import score_files
 
@@ -165,42 +164,49 @@ def scores(run: Run) -> None:
     try:
         with run.decoding():
             expected: dict[tuple[str, int], list[tuple[float, ...]]] = {}
-            for decoder, dtype, batch in run.pick(SETTINGS, SETTINGS[:3]):
+            for decoder, dtype, batch, processes in run.pick(SETTINGS, SETTINGS[-3:]):
                 model = make_model(run, dtype)
                 meter = Meter()
                 with closing(score_files(files[:2], model, batch=batch, decoder=decoder)) as warm:
                     list(warm)
+                several = files * (2 if processes > 1 else 1)  # they take some seconds to start, which count
+                settings = {"batch": batch, "decoder": decoder, "processes": processes, "meter": meter}
                 start = time.perf_counter()
-                with closing(score_files(files, model, batch=batch, decoder=decoder, meter=meter)) as rows:
+                with closing(score_files(several, model, **settings)) as rows:
                     found = list(rows)
                 run.synchronize()
                 seconds = time.perf_counter() - start
                 decoders = Counter(row.decoder for row in found)
                 clips_of_files = [tuple(row.clips) for row in found]
-                right = expected.setdefault((dtype, batch), clips_of_files)
+                right = expected.setdefault((dtype, batch), clips_of_files[: len(files)])
                 run.row(
                     decoder=decoder,
                     dtype=dtype,
                     batch=batch,
-                    files=len(files),
+                    processes=processes,
+                    files=len(several),
                     failed=sum(row.status != "ok" for row in found),
-                    files_per_s=len(files) / seconds,
+                    files_per_s=len(several) / seconds,
                     clips_per_s=sum(map(len, clips_of_files)) / seconds,
                     waited=meter.share,
                     decoded_by=" ".join(f"{name}:{number}" for name, number in sorted(decoders.items())),
-                    equal_to_first=clips_of_files == right,
+                    equal_to_first=clips_of_files == right * (len(several) // len(files)),
                     problem=next((row.reason for row in found if row.status != "ok"), model.graphs.problem or ""),
                 )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-SETTINGS = [  # decoder, precision, batch; the most valuable first, what they are compared with before them
-    ("nvcodec", "float32", 8),
-    ("pyav", "float32", 8),
-    ("auto", "float32", 8),
-    *(("auto", dtype, 8) for dtype in DTYPES if dtype != "float32"),
-    ("auto", "bfloat16", 32),
+SETTINGS = [  # decoder, precision, batch, processes; the most valuable first
+    ("nvcodec", "bfloat16", 8, 7),
+    ("hybrid", "bfloat16", 8, 7),
+    ("auto", "float32", 8, 7),
+    ("nvcodec", "bfloat16", 8, 1),
+    ("pyav", "bfloat16", 8, 1),
+    ("pyav", "bfloat16", 8, 4),
+    ("nvcodec", "float32", 8, 1),
+    ("pyav", "float32", 8, 1),
+    ("auto", "float32", 8, 1),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -21,7 +22,8 @@ from gpu_run import Run
 
 from sama.kernels.layout import shape
 from sama.models import VideoQuality
-from sama.models.precision import DTYPES, computing
+from sama.models.attention import ATTENTIONS, choose_attention
+from sama.models.precision import computing
 from sama.training.losses import video_loss
 
 SMALL_KERNEL = {"frames": 2, "grid": (1, 1), "batch": 2, "repeats": 1, "source_bytes": 1, "copy_bytes": 1 << 20}
@@ -77,22 +79,25 @@ def images(run: Run) -> None:
 
 
 def training(run: Run) -> None:
-    """Steps of training on noise that is there already: clips a second and memory, by batch, precision, size."""
-    for size in run.pick(("tiny", "nano"), ("nano",)):
-        for dtype in run.pick([name for name in DTYPES if name != "float16"], ["float32", "bfloat16"]):
-            for batch in run.pick((4, 12), (2,)):
-                try:
-                    rate, peak = step_rate(run, size, dtype, batch)
-                    problem = ""
-                except torch.OutOfMemoryError as error:
-                    rate, peak, problem = math.nan, math.nan, str(error)
-                run.row(size=size, dtype=dtype, batch=batch, clips_per_s=rate, peak_gib=peak / 2**30, problem=problem)
+    """Steps of training on noise that is there already: clips a second and memory, by precision, attention, batch."""
+    dtypes = run.pick(("bfloat16", "float32", "tf32"), ("float32", "bfloat16"))
+    for size, batch, dtype, attention in itertools.product(
+        run.pick(("tiny", "nano"), ("nano",)), run.pick((12, 4), (2,)), dtypes, run.pick(ATTENTIONS, ATTENTIONS[:1])
+    ):
+        try:
+            rate, peak = step_rate(run, size, dtype, batch, attention)
+            problem = ""
+        except torch.OutOfMemoryError as error:
+            rate, peak, problem = math.nan, math.nan, str(error)
+        told = {"size": size, "dtype": dtype, "attention": attention, "batch": batch}
+        run.row(**told, clips_per_s=rate, peak_gib=peak / 2**30, problem=problem)
 
 
-def step_rate(run: Run, size: str, dtype: str, batch: int) -> tuple[float, float]:
+def step_rate(run: Run, size: str, dtype: str, batch: int, attention: str) -> tuple[float, float]:
     """Clips a second of whole steps, and bytes at their peak beside weights and inputs."""
     torch.manual_seed(0)
     model = VideoQuality(size, grid=run.pick((7, 7), (1, 1))).to(run.device).train()
+    choose_attention(model, attention, run.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     x = torch.randn(batch, *shape("patches", *run.pick((32, 224, 224), (4, 32, 32))), device=run.device)
     labels = torch.arange(batch, device=run.device, dtype=torch.float32)

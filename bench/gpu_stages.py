@@ -63,7 +63,19 @@ def suite(run: Run) -> None:
     import subprocess
 
     found, report = run.pick(["-n", "14"], ["tests/test_choosing.py"]), run.out / "suite.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", f"--junitxml={report}", *found]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-rs",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:benchmark",
+        f"--junitxml={report}",
+        *found,
+    ]
     required = run.pick({"SAMA_REQUIRE_CUDA": "1"}, {})
     ended = subprocess.run(command, cwd=Path(__file__).parent.parent, env=os.environ | required).returncode
     cases = [case for case in ElementTree.parse(report).iter("testcase")]

@@ -7,9 +7,10 @@ over the tokens j of the window of i, and on the same side of the seam in time. 
 positions, of fragments and of scales; g is the L1 distance of the fragments of i and j. See `sama.models.windows` for
 windows, padding, shift and seam, and `sama.models.attention` for the oracle.
 
-The map is neither padded, rolled nor cut: tokens are found by index. The bias is computed from the tables where it is
-needed. Nothing in memory grows with windows x L x L, L being the tokens of a window; besides output and gradients there
-are the logarithms of the softmax's sums, one for each token and head.
+The map is neither padded, rolled nor cut: tokens are found by the tables of `Layout`, three numbers for each token of
+a map, made once for a geometry. The bias is computed from its tables where it is needed. Nothing in memory grows with
+windows x L x L, L being the tokens of a window; besides output and gradients there are the logarithms of the softmax's
+sums, one for each token and head.
 
 The gradient of the bias is summed over windows and samples in registers, for one tile of a head's [L, L] at a time, in
 a fixed order, and then into the tables in a fixed order: there is no atomic addition, and every gradient is the same to
@@ -19,6 +20,8 @@ the bit at every call.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import lru_cache
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -26,9 +29,17 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sama.kernels.attention_kernels import bias_kernel, forward_kernel, keys_kernel, queries_kernel
+from sama.kernels.attention_kernels import (
+    COLUMN,
+    REGION,
+    SIDE,
+    bias_kernel,
+    forward_kernel,
+    keys_kernel,
+    queries_kernel,
+)
 from sama.kernels.layout import ceil_div
-from sama.models.windows import WINDOW, Size, Windows
+from sama.models.windows import WINDOW, Size, Windows, window_rows
 
 SPLITS = 4  # partial sums of the bias's gradient, at most: more parallel work for maps of many windows
 
@@ -94,6 +105,47 @@ def configuration(kernel: str, dtype: torch.dtype) -> Configuration:
     return Configuration(64 if kernel == "forward" and warps == 4 else 32, 32, warps, 2)
 
 
+class Layout(NamedTuple):
+    """What is known of the tokens of windows, int32, on a device.
+
+    places: `[windows, L]`, row of each token in the flattened map; -1 for padding
+    padded: `[windows, L]`, its row in the flattened padded map
+    marks: `[windows, L]`, what the bias depends on: row of the fragment, from bit `COLUMN` on its column, from `REGION`
+        on the part of the map, of which a shift in space joins several, from `SIDE` on the side of the seam in time
+    order: `[L]`, place in a table of relative positions, from bit 16 on the temporal position
+    """
+
+    places: Tensor
+    padded: Tensor
+    marks: Tensor
+    order: Tensor
+
+
+@lru_cache(maxsize=64)
+def layout(windows: Windows, grid: tuple[int, int], full: Size, device: torch.device) -> Layout:
+    """The tables for windows of a map, a grid of fragments, and tables of relative positions for `full` windows."""
+    padded = window_rows(windows).flatten(0, 1)  # [windows, L]
+    (slabs, down, across), (wt, wh, ww), (_, high, wide) = windows.counts, windows.window, windows.padded
+    steps, rows, columns = windows.size
+    t, y, x = padded // (high * wide), padded // wide % high, padded % wide
+    places = torch.where((t < steps) & (y < rows) & (x < columns), (t * rows + y) * columns + x, -1)
+
+    def part(at: Tensor, size: int, window: int, shift: int) -> Tensor:
+        """Of rows or columns, 0 to 2: of what is brought together from both ends of the map."""
+        at = (at - shift) % size  # in the shifted map
+        return (at >= size - window).long() + (at >= size - shift).long() if shift else torch.zeros_like(at)
+
+    region = part(y, high, wh, windows.shift[1]) * 3 + part(x, wide, ww, windows.shift[2])
+    step, row, column = torch.meshgrid(*(torch.arange(n) for n in windows.window), indexing="ij")
+    step = step.flatten()
+    last = (torch.arange(len(padded)) >= (slabs - 1) * down * across)[:, None]
+    side = (last & (step >= wt - windows.shift[0])).long()
+    marks = y * grid[0] // high | x * grid[1] // wide << COLUMN.value | region << REGION.value | side << SIDE.value
+    relative = ((step.view(windows.window) * (2 * full[1] - 1) + row) * (2 * full[2] - 1) + column).flatten()
+    order = relative | step << 16
+    return Layout(*(table.to(torch.int32).to(device) for table in (places, padded, marks, order)))
+
+
 class Call(NamedTuple):
     """What the kernels are to compute, beside tensors."""
 
@@ -102,8 +154,18 @@ class Call(NamedTuple):
     full: Size
     configurations: dict[str, Configuration]  # by kernel
 
-    def sizes(self) -> tuple[int, ...]:
-        return *self.windows.size, *self.windows.counts
+    def layout(self, device: torch.device) -> Layout:
+        return layout(self.windows, self.grid, self.full, device)
+
+    @property
+    def number(self) -> int:
+        """Windows of a sample."""
+        return prod(self.windows.counts)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a window."""
+        return prod(self.windows.window)
 
     def options(self, kernel: str) -> dict[str, int]:
         """What a kernel is compiled with."""
@@ -113,33 +175,42 @@ class Call(NamedTuple):
     def constants(self, kernel: str, heads: int, dim: int, *, gated: bool, scaled: bool) -> dict[str, Any]:
         """The constants of a kernel."""
         queries, keys, *_ = self.configurations[kernel]
-        names = ("WT", "WH", "WW", "ST", "SH", "SW", "GH", "GW", "TT", "TH", "TW")
-        geometry = dict(zip(names, (*self.windows.window, *self.windows.shift, *self.grid, *self.full)))
-        table = (2 * self.full[0] - 1) * (2 * self.full[1] - 1) * (2 * self.full[2] - 1)
+        t, h, w = self.full
+        centre = ((t - 1) * (2 * h - 1) + h - 1) * (2 * w - 1) + w - 1
+        table = {"TABLE": (2 * t - 1) * (2 * h - 1) * (2 * w - 1), "CENTRE": centre, "TT": t}
         blocks = {"BLOCK_Q": queries, "BLOCK_K": keys, "BLOCK_D": max(16, triton.next_power_of_2(dim))}
-        padded = self.windows.padded != self.windows.size
-        flags = {"PADDED": padded, "GATED": gated, "SCALED": scaled}
-        return {"HEADS": heads, "D": dim, "TABLE": table, **geometry, **flags, **blocks}
+        shift = self.windows.shift
+        flags = {
+            "PADDED": self.windows.padded != self.windows.size,
+            "GATED": gated,
+            "SCALED": scaled,
+            "SEAM": shift[0] > 0,
+            "APART": shift[1] + shift[2] > 0,
+        }
+        return {"HEADS": heads, "D": dim, "L": self.length, **table, **flags, **blocks}
 
 
 class _Fused(torch.autograd.Function):
-    """`attend`, of tables `[rows, heads]`, which the kernels read as `[heads, rows]`, float32."""
+    """`attend`, of tables `[rows, heads]`, which the kernels read as `_tables` gives them."""
 
     @staticmethod
     def forward(
         ctx: Any, qkv: Tensor, pad: Tensor, relative: Tensor, fragment: Tensor | None, scale: Tensor | None, call: Call
     ) -> Tensor:
         given = relative, fragment, scale
-        tables = [None if table is None else table.detach().float().T.contiguous() for table in given]
+        tables = _tables(*(None if table is None else table.detach() for table in given))
         *sizes, _, heads, dim = qkv.shape
         out = qkv.new_empty(*sizes, heads * dim)
         sums = qkv.new_empty(*sizes, heads, dtype=torch.float32)
         has = {"gated": fragment is not None, "scaled": scale is not None}
         settings = call.constants("forward", heads, dim, **has) | call.options("forward")
-        blocks = ceil_div(_length(call), call.configurations["forward"].queries)
+        blocks = ceil_div(call.length, call.configurations["forward"].queries)
+        places, _, marks, order = call.layout(qkv.device)
         with _device(qkv):
-            forward_kernel[(_windows(call) * len(qkv) * blocks, heads)](
-                qkv, pad, *_pointers(tables), out, sums, *call.sizes(), dim**-0.5, **settings
+            forward_kernel[(call.number * len(qkv) * blocks, heads)](
+                *(qkv, pad, *tables, places, marks, order, out, sums),
+                *(prod(call.windows.size), call.number, dim**-0.5),
+                **settings,
             )
         ctx.save_for_backward(qkv, pad, out, sums, *tables)
         ctx.call, ctx.has = call, has
@@ -152,7 +223,7 @@ class _Fused(torch.autograd.Function):
         qkv, pad, out, sums, *tables = ctx.saved_tensors
         call: Call = ctx.call
         *sizes, _, heads, dim = qkv.shape
-        windows, length = call.windows, _length(call)
+        windows, length = call.windows, call.length
         settings = {
             name: call.constants(name, heads, dim, **ctx.has) | call.options(name) for name in ("backward", "bias")
         }
@@ -163,12 +234,17 @@ class _Fused(torch.autograd.Function):
         dqkv = (torch.zeros if padded else torch.empty)(
             len(qkv), *windows.padded, 3 * heads * dim, dtype=qkv.dtype, device=qkv.device
         )
-        inputs = qkv, pad, *_pointers(tables), sums, delta, grad
-        number = _windows(call) * len(qkv)
+        places, rows, marks, order = call.layout(qkv.device)
+        inputs = qkv, pad, *tables, places, marks, order
+        size, number, scale = prod(windows.size), call.number * len(qkv), dim**-0.5
         with _device(qkv):
             for kernel, block in ((queries_kernel, queries), (keys_kernel, keys)):
                 grid = number * ceil_div(length, block), heads
-                kernel[grid](*inputs, dqkv, *call.sizes(), dim**-0.5, **settings["backward"])
+                kernel[grid](
+                    *(*inputs, rows, sums, delta, grad, dqkv),
+                    *(size, prod(windows.padded), call.number, scale),
+                    **settings["backward"],
+                )
             dtables: list[Tensor | None] = [None] * 3
             if any(ctx.needs_input_grad[2:5]):
                 splits = min(SPLITS, number)
@@ -179,7 +255,9 @@ class _Fused(torch.autograd.Function):
                 )
                 share = ceil_div(number, splits)
                 bias_kernel[tiles, heads, splits](
-                    *inputs, dbias, *call.sizes(), dim**-0.5, number, share, **settings["bias"]
+                    *(*inputs, sums, delta, grad, dbias),
+                    *(size, call.number, scale, number, share),
+                    **settings["bias"],
                 )
                 dtables = _into_tables(dbias.sum(0), call, ctx.dtypes)
         dpad = None
@@ -217,20 +295,15 @@ def _into_tables(dbias: Tensor, call: Call, dtypes: list[torch.dtype | None]) ->
     return found
 
 
-def _length(call: Call) -> int:
-    wt, wh, ww = call.windows.window
-    return wt * wh * ww
-
-
-def _windows(call: Call) -> int:
-    slabs, down, across = call.windows.counts
-    return slabs * down * across
-
-
-def _pointers(tables: list[Tensor | None]) -> list[Tensor]:
-    """The tables, in place of those that are not there the first: their pointers are not read."""
-    assert tables[0] is not None
-    return [tables[0] if table is None else table for table in tables]
+def _tables(relative: Tensor | None, fragment: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The tables of relative positions and of fragments, `[heads, rows]`, as one of two float32 in an int64, so that a
+    pair of tokens is looked up once; of relative positions alone, float32, where there is no other. And that of scales,
+    `[heads, steps]`, float32; where there is none the first, which is not read then."""
+    assert relative is not None
+    tables = relative.float().T.contiguous()
+    if fragment is not None:
+        tables = torch.stack([tables, fragment.float().T], -1).view(torch.int64)[..., 0]
+    return tables, tables if scale is None else scale.float().T.contiguous()
 
 
 def _device(x: Tensor) -> Any:

@@ -1,7 +1,8 @@
 """The kernels of `sama.kernels.attention`: forward, and gradients of queries, of keys and values, and of the bias.
 
 A program works on a block of queries or keys of one window and one head; the last kernel on a tile of one head's bias,
-over many windows. Tokens are found by their place in a window; names ending in `_kernel` are launched.
+over many windows. What is known of the tokens of a window lies in the tables of `sama.kernels.attention.Layout`, which
+all heads and samples share: computing it in every program took several times as long as the attention itself.
 """
 
 from __future__ import annotations
@@ -10,80 +11,52 @@ import triton
 import triton.language as tl
 
 HIDDEN = tl.constexpr(-1e30)  # logit of what is not attended to; a row of nothing else comes to no NaN
+COLUMN, REGION, SIDE = tl.constexpr(8), tl.constexpr(16), tl.constexpr(20)  # first bits of a mark's parts
 
 
 @triton.jit
-def _window(number, slabs, down, across):
-    """Sample, slab, row and column of a window."""
-    return (
-        number // (across * down * slabs),
-        number // (across * down) % slabs,
-        number // across % down,
-        number % across,
-    )
+def _of_head(p_qkv, p_pad, p_tables, p_scale, head, D: tl.constexpr, TABLE: tl.constexpr, STEPS: tl.constexpr):
+    """What belongs to a head."""
+    return p_qkv + head * D, p_pad + head * D, p_tables + head * TABLE, p_scale + head * STEPS
 
 
 @triton.jit
-def _locate(
-    token, slab, row, column, steps, rows, columns, slabs, down, across,
-    WT: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
-):  # fmt: skip
-    """Of tokens of a window: row in the flattened map of a sample, row in the padded one, and whether they are in the
-    map at all, where others are padding."""
-    t = (slab * WT + token // (WH * WW) + ST) % (slabs * WT)
-    y = (row * WH + token // WW % WH + SH) % (down * WH)
-    x = (column * WW + token % WW + SW) % (across * WW)
-    real = (token < WT * WH * WW) & (t < steps) & (y < rows) & (x < columns)
-    return (t * rows + y) * columns + x, (t * down * WH + y) * across * WW + x, real
-
-
-@triton.jit
-def _mark(
-    token, row, column, down, across,
-    WT: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
-    GH: tl.constexpr, GW: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
-):  # fmt: skip
-    """What the bias depends on, of tokens of a window: place in a table of relative positions; temporal position; row
-    and column of the fragment; region of the map, of which a shift in space joins several; side of the seam in time."""
-    t, y, x = token // (WH * WW), token // WW % WH, token % WW
-    at_y, at_x = row * WH + y, column * WW + x
-    high, wide = down * WH, across * WW
-    region = token * 0
-    if SH > 0:
-        region += ((at_y >= high - WH).to(tl.int32) + (at_y >= high - SH).to(tl.int32)) * 3
-    if SW > 0:
-        region += (at_x >= wide - WW).to(tl.int32) + (at_x >= wide - SW).to(tl.int32)
-    relative = (t * (2 * TH - 1) + y) * (2 * TW - 1) + x
-    return relative, t, (at_y + SH) % high * GH // high, (at_x + SW) % wide * GW // wide, region, t >= WT - ST
+def _tokens(p_places, p_marks, p_order, window, token, L: tl.constexpr):
+    """Of tokens of a window: row in the map, and whether they are in it; mark, and order. Those from L on are in no
+    window, and have the marks of the last one."""
+    at = tl.minimum(token, L - 1)
+    place = tl.load(p_places + window * L + at)
+    return place, (token < L) & (place >= 0), tl.load(p_marks + window * L + at), tl.load(p_order + at)
 
 
 @triton.jit
 def _distance(i, j):
-    """L1 distance of the fragments of queries and keys."""
-    return (tl.abs(i[2][:, None] - j[2][None, :]) + tl.abs(i[3][:, None] - j[3][None, :])).to(tl.float32)
+    """L1 distance of the fragments of queries and keys, by their marks."""
+    down = (i & 255).to(tl.float32)[:, None] - (j & 255).to(tl.float32)[None, :]
+    across = ((i >> COLUMN) & 255).to(tl.float32)[:, None] - ((j >> COLUMN) & 255).to(tl.float32)[None, :]
+    return tl.abs(down) + tl.abs(across)
 
 
 @triton.jit
 def _logits(
-    q, k, i, j, p_relative, p_fragment, p_scale, last, inside, scale,
-    TT: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    q, k, i, j, order_i, order_j, p_tables, p_scale, inside, scale,
+    CENTRE: tl.constexpr, TT: tl.constexpr,
     GATED: tl.constexpr, SCALED: tl.constexpr, SEAM: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """Logits of queries with the marks i for keys with the marks j; inside: which keys are tokens of the window."""
-    o = i[0][:, None] - j[0][None, :] + ((TT - 1) * (2 * TH - 1) + TH - 1) * (2 * TW - 1) + TW - 1
-    pair = inside[None, :] & (o >= 0) & (o < (2 * TT - 1) * (2 * TH - 1) * (2 * TW - 1))
-    bias = tl.load(p_relative + o, mask=pair, other=0.0)
-    if GATED:
-        fragment = tl.load(p_fragment + o, mask=pair, other=0.0)
-        bias = fragment + _distance(i, j) * (bias - fragment)
+    entry = tl.load(p_tables + ((order_i & 65535)[:, None] - (order_j & 65535)[None, :] + CENTRE))
+    if GATED:  # two numbers in one: of relative positions, and above it of fragments
+        fragment = (entry >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+        bias = fragment + _distance(i, j) * (entry.to(tl.int32).to(tl.float32, bitcast=True) - fragment)
+    else:
+        bias = entry
     if SCALED:
-        step = i[1][:, None] - j[1][None, :] + TT - 1
-        bias += tl.load(p_scale + step, mask=pair & (step >= 0) & (step < 2 * TT - 1), other=0.0)
+        bias += tl.load(p_scale + ((order_i >> 16)[:, None] - (order_j >> 16)[None, :] + (TT - 1)))
     if APART:
-        bias += tl.where(i[4][:, None] == j[4][None, :], 0.0, -100.0)
+        bias += tl.where(((i >> REGION) & 15)[:, None] == ((j >> REGION) & 15)[None, :], 0.0, -100.0)
     logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale + bias
     if SEAM:
-        logits = tl.where((i[5][:, None] != j[5][None, :]) & last, HIDDEN, logits)
+        logits = tl.where((i >> SIDE)[:, None] == (j >> SIDE)[None, :], logits, HIDDEN)
     return tl.where(inside[None, :], logits, HIDDEN)
 
 
@@ -111,50 +84,47 @@ def _outputs(p, base, place, real, HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D
 
 
 @triton.jit
+def _queries(
+    p_qkv, p_pad, p_sums, p_delta, p_grad, head, base, place, real,
+    HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """Of queries: themselves, the gradient of their outputs, the logarithms of their sums, and delta."""
+    q = _rows(p_qkv, p_pad, 0, base, place, real, HEADS, D, BLOCK_D, PADDED)
+    grad = _outputs(p_grad + head * D, base, place, real, HEADS, D, BLOCK_D)
+    o = (base + place).to(tl.int64) * HEADS + head
+    return q, grad, tl.load(p_sums + o, mask=real, other=0.0), tl.load(p_delta + o, mask=real, other=0.0)
+
+
+@triton.jit
 def forward_kernel(
     # pointers
-    p_qkv, p_pad, p_relative, p_fragment, p_scale, p_out, p_sums,
-    # sizes: of the map, in windows
-    steps, rows, columns, slabs, down, across, scale,
+    p_qkv, p_pad, p_tables, p_scale, p_places, p_marks, p_order, p_out, p_sums,
+    # sizes: rows of a sample's map, its windows
+    rows, windows, scale,
     # constants
-    HEADS: tl.constexpr, D: tl.constexpr, TABLE: tl.constexpr,
-    WT: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
-    GH: tl.constexpr, GW: tl.constexpr, TT: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
-    PADDED: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr,
+    HEADS: tl.constexpr, D: tl.constexpr, L: tl.constexpr, TABLE: tl.constexpr, CENTRE: tl.constexpr, TT: tl.constexpr,
+    PADDED: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr, SEAM: tl.constexpr, APART: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """out[i], and sums[i] = log(sum over j of exp(logits[i, j])), of a block of queries of one window and head."""
-    L: tl.constexpr = WT * WH * WW
     BLOCKS: tl.constexpr = (L + BLOCK_Q - 1) // BLOCK_Q
-    head, block = tl.program_id(1), tl.program_id(0) % BLOCKS
-    sample, slab, row, column = _window(tl.program_id(0) // BLOCKS, slabs, down, across)
-    base, last = sample.to(tl.int64) * (steps * rows * columns), slab == slabs - 1
-    p_qkv += head * D
-    p_pad += head * D
-    p_relative += head * TABLE
-    p_fragment += head * TABLE
-    p_scale += head * (2 * TT - 1)
-
+    head, block, number = tl.program_id(1), tl.program_id(0) % BLOCKS, tl.program_id(0) // BLOCKS
+    window, base = number % windows, (number // windows).to(tl.int64) * rows
+    p_qkv, p_pad, p_tables, p_scale = _of_head(p_qkv, p_pad, p_tables, p_scale, head, D, TABLE, 2 * TT - 1)
     token = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    place, _in_padded, real = _locate(
-        token, slab, row, column, steps, rows, columns, slabs, down, across, WT, WH, WW, ST, SH, SW
-    )
-    i = _mark(token, row, column, down, across, WT, WH, WW, ST, SH, SW, GH, GW, TH, TW)
+    place, real, i, order_i = _tokens(p_places, p_marks, p_order, window, token, L)
     q = _rows(p_qkv, p_pad, 0, base, place, real, HEADS, D, BLOCK_D, PADDED)
     most = tl.full([BLOCK_Q], -1e30, tl.float32)
     total = tl.zeros([BLOCK_Q], tl.float32)
     out = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     for first in range(0, L, BLOCK_K):
         other = first + tl.arange(0, BLOCK_K)
-        there, _there_padded, known = _locate(
-            other, slab, row, column, steps, rows, columns, slabs, down, across, WT, WH, WW, ST, SH, SW
-        )
-        j = _mark(other, row, column, down, across, WT, WH, WW, ST, SH, SW, GH, GW, TH, TW)
+        there, known, j, order_j = _tokens(p_places, p_marks, p_order, window, other, L)
         k = _rows(p_qkv, p_pad, 1, base, there, known, HEADS, D, BLOCK_D, PADDED)
         v = _rows(p_qkv, p_pad, 2, base, there, known, HEADS, D, BLOCK_D, PADDED)
         logits = _logits(
-            q, k, i, j, p_relative, p_fragment, p_scale, last, other < L, scale,
-            TT, TH, TW, GATED, SCALED, ST > 0, SH + SW > 0,
+            q, k, i, j, order_i, order_j, p_tables, p_scale, other < L, scale,
+            CENTRE, TT, GATED, SCALED, SEAM, APART,
         )  # fmt: skip
         new = tl.maximum(most, tl.max(logits, 1))
         p = tl.exp(logits - new[:, None])
@@ -171,14 +141,15 @@ def forward_kernel(
 
 @triton.jit
 def _slopes(
-    q, k, v, grad, i, j, p_relative, p_fragment, p_scale, sums, delta, real, last, inside, scale,
-    TT: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    q, k, v, grad, i, j, order_i, order_j, p_tables, p_scale, sums, delta, real, inside, scale,
+    CENTRE: tl.constexpr, TT: tl.constexpr,
     GATED: tl.constexpr, SCALED: tl.constexpr, SEAM: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """Probabilities, and the gradient of the logits; zero for queries that are padding."""
     logits = _logits(
-        q, k, i, j, p_relative, p_fragment, p_scale, last, inside, scale, TT, TH, TW, GATED, SCALED, SEAM, APART
-    )
+        q, k, i, j, order_i, order_j, p_tables, p_scale, inside, scale,
+        CENTRE, TT, GATED, SCALED, SEAM, APART,
+    )  # fmt: skip
     p = tl.where(real[:, None], tl.exp(logits - sums[:, None]), 0.0)
     return p, p * (tl.dot(grad, tl.trans(v), input_precision="ieee") - delta[:, None])
 
@@ -186,112 +157,82 @@ def _slopes(
 @triton.jit
 def queries_kernel(
     # pointers
-    p_qkv, p_pad, p_relative, p_fragment, p_scale, p_sums, p_delta, p_grad, p_dqkv,
-    # sizes
-    steps, rows, columns, slabs, down, across, scale,
+    p_qkv, p_pad, p_tables, p_scale, p_places, p_marks, p_order, p_padded,
+    p_sums, p_delta, p_grad, p_dqkv,
+    # sizes: rows of a sample's map, of its padded map, its windows
+    rows, whole, windows, scale,
     # constants
-    HEADS: tl.constexpr, D: tl.constexpr, TABLE: tl.constexpr,
-    WT: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
-    GH: tl.constexpr, GW: tl.constexpr, TT: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
-    PADDED: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr,
+    HEADS: tl.constexpr, D: tl.constexpr, L: tl.constexpr, TABLE: tl.constexpr, CENTRE: tl.constexpr, TT: tl.constexpr,
+    PADDED: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr, SEAM: tl.constexpr, APART: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a block of queries of one window and head."""
-    L: tl.constexpr = WT * WH * WW
     BLOCKS: tl.constexpr = (L + BLOCK_Q - 1) // BLOCK_Q
-    head, block = tl.program_id(1), tl.program_id(0) % BLOCKS
-    sample, slab, row, column = _window(tl.program_id(0) // BLOCKS, slabs, down, across)
-    base, last = sample.to(tl.int64) * (steps * rows * columns), slab == slabs - 1
-    p_qkv += head * D
-    p_pad += head * D
-    p_relative += head * TABLE
-    p_fragment += head * TABLE
-    p_scale += head * (2 * TT - 1)
-
+    head, block, number = tl.program_id(1), tl.program_id(0) % BLOCKS, tl.program_id(0) // BLOCKS
+    window, sample = number % windows, (number // windows).to(tl.int64)
+    base = sample * rows
+    p_qkv, p_pad, p_tables, p_scale = _of_head(p_qkv, p_pad, p_tables, p_scale, head, D, TABLE, 2 * TT - 1)
     token = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    place, padded, real = _locate(
-        token, slab, row, column, steps, rows, columns, slabs, down, across, WT, WH, WW, ST, SH, SW
+    place, real, i, order_i = _tokens(p_places, p_marks, p_order, window, token, L)
+    q, grad, sums, delta = _queries(
+        p_qkv, p_pad, p_sums, p_delta, p_grad, head, base, place, real, HEADS, D, BLOCK_D, PADDED
     )
-    i = _mark(token, row, column, down, across, WT, WH, WW, ST, SH, SW, GH, GW, TH, TW)
-    q = _rows(p_qkv, p_pad, 0, base, place, real, HEADS, D, BLOCK_D, PADDED)
-    grad = _outputs(p_grad + head * D, base, place, real, HEADS, D, BLOCK_D)
-    o = (base + place).to(tl.int64) * HEADS + head
-    sums = tl.load(p_sums + o, mask=real, other=0.0)
-    delta = tl.load(p_delta + o, mask=real, other=0.0)
     dq = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     for first in range(0, L, BLOCK_K):
         other = first + tl.arange(0, BLOCK_K)
-        there, _there_padded, known = _locate(
-            other, slab, row, column, steps, rows, columns, slabs, down, across, WT, WH, WW, ST, SH, SW
-        )
-        j = _mark(other, row, column, down, across, WT, WH, WW, ST, SH, SW, GH, GW, TH, TW)
+        there, known, j, order_j = _tokens(p_places, p_marks, p_order, window, other, L)
         k = _rows(p_qkv, p_pad, 1, base, there, known, HEADS, D, BLOCK_D, PADDED)
         v = _rows(p_qkv, p_pad, 2, base, there, known, HEADS, D, BLOCK_D, PADDED)
         _p, ds = _slopes(
-            q, k, v, grad, i, j, p_relative, p_fragment, p_scale, sums, delta, real, last, other < L, scale,
-            TT, TH, TW, GATED, SCALED, ST > 0, SH + SW > 0,
+            q, k, v, grad, i, j, order_i, order_j, p_tables, p_scale, sums, delta, real, other < L, scale,
+            CENTRE, TT, GATED, SCALED, SEAM, APART,
         )  # fmt: skip
         dq += tl.dot(ds.to(k.dtype), k, input_precision="ieee")
     d = tl.arange(0, BLOCK_D)
-    whole = sample.to(tl.int64) * (slabs * WT * down * WH * across * WW) + padded
-    to = p_dqkv + head * D + whole[:, None] * (3 * HEADS * D) + d[None, :]
+    row = sample * whole + tl.load(p_padded + window * L + token, mask=token < L, other=0)
+    to = p_dqkv + head * D + row[:, None] * (3 * HEADS * D) + d[None, :]
     tl.store(to, (dq * scale).to(p_dqkv.dtype.element_ty), mask=real[:, None] & (d < D)[None, :])
 
 
 @triton.jit
 def keys_kernel(
     # pointers
-    p_qkv, p_pad, p_relative, p_fragment, p_scale, p_sums, p_delta, p_grad, p_dqkv,
-    # sizes
-    steps, rows, columns, slabs, down, across, scale,
+    p_qkv, p_pad, p_tables, p_scale, p_places, p_marks, p_order, p_padded,
+    p_sums, p_delta, p_grad, p_dqkv,
+    # sizes: rows of a sample's map, of its padded map, its windows
+    rows, whole, windows, scale,
     # constants
-    HEADS: tl.constexpr, D: tl.constexpr, TABLE: tl.constexpr,
-    WT: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
-    GH: tl.constexpr, GW: tl.constexpr, TT: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
-    PADDED: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr,
+    HEADS: tl.constexpr, D: tl.constexpr, L: tl.constexpr, TABLE: tl.constexpr, CENTRE: tl.constexpr, TT: tl.constexpr,
+    PADDED: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr, SEAM: tl.constexpr, APART: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a block of keys and values of one window and head; of padding too, into the padded map."""
-    L: tl.constexpr = WT * WH * WW
     BLOCKS: tl.constexpr = (L + BLOCK_K - 1) // BLOCK_K
-    head, block = tl.program_id(1), tl.program_id(0) % BLOCKS
-    sample, slab, row, column = _window(tl.program_id(0) // BLOCKS, slabs, down, across)
-    base, last = sample.to(tl.int64) * (steps * rows * columns), slab == slabs - 1
-    p_qkv += head * D
-    p_pad += head * D
-    p_relative += head * TABLE
-    p_fragment += head * TABLE
-    p_scale += head * (2 * TT - 1)
-
+    head, block, number = tl.program_id(1), tl.program_id(0) % BLOCKS, tl.program_id(0) // BLOCKS
+    window, sample = number % windows, (number // windows).to(tl.int64)
+    base = sample * rows
+    p_qkv, p_pad, p_tables, p_scale = _of_head(p_qkv, p_pad, p_tables, p_scale, head, D, TABLE, 2 * TT - 1)
     other = block * BLOCK_K + tl.arange(0, BLOCK_K)
-    there, padded, known = _locate(
-        other, slab, row, column, steps, rows, columns, slabs, down, across, WT, WH, WW, ST, SH, SW
-    )
-    j = _mark(other, row, column, down, across, WT, WH, WW, ST, SH, SW, GH, GW, TH, TW)
+    there, known, j, order_j = _tokens(p_places, p_marks, p_order, window, other, L)
     k = _rows(p_qkv, p_pad, 1, base, there, known, HEADS, D, BLOCK_D, PADDED)
     v = _rows(p_qkv, p_pad, 2, base, there, known, HEADS, D, BLOCK_D, PADDED)
     dk = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     for first in range(0, L, BLOCK_Q):
         token = first + tl.arange(0, BLOCK_Q)
-        place, _in_padded, real = _locate(
-            token, slab, row, column, steps, rows, columns, slabs, down, across, WT, WH, WW, ST, SH, SW
+        place, real, i, order_i = _tokens(p_places, p_marks, p_order, window, token, L)
+        q, grad, sums, delta = _queries(
+            p_qkv, p_pad, p_sums, p_delta, p_grad, head, base, place, real, HEADS, D, BLOCK_D, PADDED
         )
-        i = _mark(token, row, column, down, across, WT, WH, WW, ST, SH, SW, GH, GW, TH, TW)
-        q = _rows(p_qkv, p_pad, 0, base, place, real, HEADS, D, BLOCK_D, PADDED)
-        grad = _outputs(p_grad + head * D, base, place, real, HEADS, D, BLOCK_D)
-        o = (base + place).to(tl.int64) * HEADS + head
-        sums = tl.load(p_sums + o, mask=real, other=0.0)
-        delta = tl.load(p_delta + o, mask=real, other=0.0)
         p, ds = _slopes(
-            q, k, v, grad, i, j, p_relative, p_fragment, p_scale, sums, delta, real, last, other < L, scale,
-            TT, TH, TW, GATED, SCALED, ST > 0, SH + SW > 0,
+            q, k, v, grad, i, j, order_i, order_j, p_tables, p_scale, sums, delta, real, other < L, scale,
+            CENTRE, TT, GATED, SCALED, SEAM, APART,
         )  # fmt: skip
         dv += tl.dot(tl.trans(p).to(grad.dtype), grad, input_precision="ieee")
         dk += tl.dot(tl.trans(ds).to(q.dtype), q, input_precision="ieee")
     d = tl.arange(0, BLOCK_D)
-    whole = sample.to(tl.int64) * (slabs * WT * down * WH * across * WW) + padded
-    to = p_dqkv + head * D + whole[:, None] * (3 * HEADS * D) + d[None, :]
+    row = sample * whole + tl.load(p_padded + window * L + other, mask=other < L, other=0)
+    to = p_dqkv + head * D + row[:, None] * (3 * HEADS * D) + d[None, :]
     within = (other < L)[:, None] & (d < D)[None, :]
     tl.store(to + HEADS * D, (dk * scale).to(p_dqkv.dtype.element_ty), mask=within)
     tl.store(to + 2 * HEADS * D, dv.to(p_dqkv.dtype.element_ty), mask=within)
@@ -300,53 +241,37 @@ def keys_kernel(
 @triton.jit
 def bias_kernel(
     # pointers
-    p_qkv, p_pad, p_relative, p_fragment, p_scale, p_sums, p_delta, p_grad, p_dbias,
-    # sizes
-    steps, rows, columns, slabs, down, across, scale, windows, share,
+    p_qkv, p_pad, p_tables, p_scale, p_places, p_marks, p_order, p_sums, p_delta, p_grad, p_dbias,
+    # sizes: rows of a sample's map, its windows; windows of all samples, and how many of them a program works on
+    rows, windows, scale, count, share,
     # constants
-    HEADS: tl.constexpr, D: tl.constexpr, TABLE: tl.constexpr,
-    WT: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
-    GH: tl.constexpr, GW: tl.constexpr, TT: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
-    PADDED: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr,
+    HEADS: tl.constexpr, D: tl.constexpr, L: tl.constexpr, TABLE: tl.constexpr, CENTRE: tl.constexpr, TT: tl.constexpr,
+    PADDED: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr, SEAM: tl.constexpr, APART: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A tile of one head's [L, L] of the logits' gradient, summed over `share` of the windows of all samples: times
     the gate into the first half of dbias `[splits, 2, heads, L, L]`, times 1 - gate into the second; without gate into
     `[splits, 1, heads, L, L]`."""
-    L: tl.constexpr = WT * WH * WW
     ACROSS: tl.constexpr = (L + BLOCK_K - 1) // BLOCK_K
     HALVES: tl.constexpr = 2 if GATED else 1
     head, split = tl.program_id(1), tl.program_id(2)
     token = tl.program_id(0) // ACROSS * BLOCK_Q + tl.arange(0, BLOCK_Q)
     other = tl.program_id(0) % ACROSS * BLOCK_K + tl.arange(0, BLOCK_K)
-    p_qkv += head * D
-    p_pad += head * D
-    p_relative += head * TABLE
-    p_fragment += head * TABLE
-    p_scale += head * (2 * TT - 1)
+    p_qkv, p_pad, p_tables, p_scale = _of_head(p_qkv, p_pad, p_tables, p_scale, head, D, TABLE, 2 * TT - 1)
     gated = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
     others = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
-    for number in range(split * share, tl.minimum(windows, (split + 1) * share)):
-        sample, slab, row, column = _window(number, slabs, down, across)
-        base, last = sample.to(tl.int64) * (steps * rows * columns), slab == slabs - 1
-        place, _in_padded, real = _locate(
-            token, slab, row, column, steps, rows, columns, slabs, down, across, WT, WH, WW, ST, SH, SW
+    for number in range(split * share, tl.minimum(count, (split + 1) * share)):
+        window, base = number % windows, (number // windows).to(tl.int64) * rows
+        place, real, i, order_i = _tokens(p_places, p_marks, p_order, window, token, L)
+        there, known, j, order_j = _tokens(p_places, p_marks, p_order, window, other, L)
+        q, grad, sums, delta = _queries(
+            p_qkv, p_pad, p_sums, p_delta, p_grad, head, base, place, real, HEADS, D, BLOCK_D, PADDED
         )
-        there, _there_padded, known = _locate(
-            other, slab, row, column, steps, rows, columns, slabs, down, across, WT, WH, WW, ST, SH, SW
-        )
-        i = _mark(token, row, column, down, across, WT, WH, WW, ST, SH, SW, GH, GW, TH, TW)
-        j = _mark(other, row, column, down, across, WT, WH, WW, ST, SH, SW, GH, GW, TH, TW)
-        q = _rows(p_qkv, p_pad, 0, base, place, real, HEADS, D, BLOCK_D, PADDED)
         k = _rows(p_qkv, p_pad, 1, base, there, known, HEADS, D, BLOCK_D, PADDED)
         v = _rows(p_qkv, p_pad, 2, base, there, known, HEADS, D, BLOCK_D, PADDED)
-        grad = _outputs(p_grad + head * D, base, place, real, HEADS, D, BLOCK_D)
-        o = (base + place).to(tl.int64) * HEADS + head
-        sums = tl.load(p_sums + o, mask=real, other=0.0)
-        delta = tl.load(p_delta + o, mask=real, other=0.0)
         _p, ds = _slopes(
-            q, k, v, grad, i, j, p_relative, p_fragment, p_scale, sums, delta, real, last, other < L, scale,
-            TT, TH, TW, GATED, SCALED, ST > 0, SH + SW > 0,
+            q, k, v, grad, i, j, order_i, order_j, p_tables, p_scale, sums, delta, real, other < L, scale,
+            CENTRE, TT, GATED, SCALED, SEAM, APART,
         )  # fmt: skip
         if GATED:
             g = _distance(i, j)
