@@ -39,7 +39,7 @@ def compile_kernel(name: str, dtype: str, arch: int, *, heads: int = 3, dim: int
     kernel = KERNELS[name]
     windows = Windows.fit((17, 57, 57), WINDOW, shifted=True)
     kind = {"queries": "backward", "keys": "backward"}.get(name, name)
-    configuration = attention.configuration(kind, getattr(torch, dtype))
+    configuration = attention.configuration(kind, getattr(torch, dtype), arch // 10)
     call = attention.Call(windows, (7, 7), WINDOW, {kind: configuration})
     constants = call.constants(kind, heads, dim, gated=True, scaled=True)
     signature = {}

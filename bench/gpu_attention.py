@@ -194,7 +194,7 @@ def configured(block: kernels.Configuration | None) -> Iterator[None]:
     """Within the block every kernel has this configuration; None leaves each its own."""
     own = kernels.configuration
     if block is not None:
-        kernels.configuration = lambda kernel, dtype: block
+        kernels.configuration = lambda kernel, dtype, major: block
     try:
         yield
     finally:

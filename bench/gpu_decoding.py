@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import itertools
+import multiprocessing
 import os
 import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import media
 import numpy as np
@@ -81,6 +83,56 @@ def sessions(run: Run) -> None:
         pool.clear()
         pool.limit = limit
     remove(paths.values())
+
+
+def processes(run: Run) -> None:
+    """Pictures a second of the engines, by the number of processes that each decode two files at a time."""
+    paths = clips(run, run.pick(CODECS, CODECS[:1]))
+    context = multiprocessing.get_context("spawn")
+    for (codec, path), work, count in itertools.product(paths.items(), ("alone", "sampled"), run.pick(PROCESSES, (1,))):
+        if run.rehearsal:  # another process would not have the stand-in
+            with run.decoding():
+                told = [pass_many(path, run, work)]
+        else:
+            ready, results = context.Barrier(count), context.Queue()
+            team = [context.Process(target=in_process, args=(path, run, work, ready, results)) for _ in range(count)]
+            for process in team:
+                process.start()
+            told = [results.get(timeout=120) for _ in team]
+            for process in team:
+                process.join()
+        pictures, seconds, cpu = (np.array(values) for values in zip(*told))
+        run.row(
+            codec=codec,
+            processes=count,
+            threads=THREADS_EACH,
+            work=work,
+            pictures_decoded_per_s=float(pictures.sum() / seconds.max()),
+            cpu_ms_per_picture=1e3 * float(cpu.sum() / pictures.sum()),
+        )
+    remove(paths.values())
+
+
+PROCESSES = (1, 4, 7)
+THREADS_EACH = 3  # two files are decoded, one is opened
+
+
+def in_process(path: Path, run: Run, work: str, ready: Any, results: Any) -> None:
+    results.put(pass_many(path, run, work, ready.wait))
+
+
+def pass_many(path: Path, run: Run, work: str, wait: Callable[[], object] = lambda: None) -> tuple[int, float, float]:
+    """Decode some files in a few threads, once others are ready too; pictures decoded, seconds, and CPU seconds."""
+    with open_video(path, decoder="nvcodec", device="cuda") as video:
+        indices = published.plan_indices(video.info.num_frames, run.pick(4, 1)).reshape(-1, published.CLIP_LEN)
+        packets = sum(bool(unit.data) for unit in video._units(np.unique(indices).tolist()))
+    files = 2 * THREADS_EACH
+    pass_files(path, indices, run, work, THREADS_EACH - 1, files)  # sessions and kernels are there
+    wait()
+    start, cpu = time.perf_counter(), time.process_time()
+    pass_files(path, indices, run, work, THREADS_EACH - 1, files)
+    run.synchronize()
+    return files * packets, time.perf_counter() - start, time.process_time() - cpu
 
 
 def pass_files(path: Path, indices: np.ndarray, run: Run, work: str, sessions: int, files: int) -> None:

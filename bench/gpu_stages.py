@@ -109,7 +109,8 @@ STAGES = {
         Step(gpu_speed.images, 120, ("skimage",)),
     ],
     "c": [
-        Step(gpu_decoding.sessions, 330, (NVDEC, "skimage")),
+        Step(gpu_decoding.sessions, 200, (NVDEC, "skimage")),
+        Step(gpu_decoding.processes, 200, (NVDEC, "skimage")),
         Step(gpu_decoding.construction, 60, (NVDEC, "skimage")),
         Step(gpu_decoding.others, 150, ("skimage",)),
     ],

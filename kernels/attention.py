@@ -79,7 +79,8 @@ def attend(
         if table is not None and tuple(table.shape) != (count, heads):
             raise ValueError(f"got a table {name} of shape {tuple(table.shape)}, expected ({count}, {heads})")
     pad = qkv.new_zeros(3 * heads * qkv.shape[6]) if pad is None else pad.to(qkv.dtype)
-    configurations = {name: block or configuration(name, qkv.dtype) for name in ("forward", "backward", "bias")}
+    major = torch.cuda.get_device_capability(qkv.device)[0] if qkv.is_cuda else 9
+    configurations = {name: block or configuration(name, qkv.dtype, major) for name in ("forward", "backward", "bias")}
     call = Call(windows, grid, full, configurations)
     out: Tensor = _Fused.apply(qkv.contiguous(), pad, *tables, call)
     return out
@@ -94,15 +95,16 @@ class Configuration(NamedTuple):
     stages: int
 
 
-def configuration(kernel: str, dtype: torch.dtype) -> Configuration:
-    """Of the kernels "forward", "backward" (of queries, keys and values) and "bias": as large as registers allow.
+def configuration(kernel: str, dtype: torch.dtype, major: int = 9) -> Configuration:
+    """Of the kernels "forward", "backward" (of queries, keys and values) and "bias": the fastest on an H200, of those
+    that no register spills in (`bench/results/gpu-h200-attention-speed.csv`). More stages than one take twice as long.
 
-    Products of float32 are computed in full, by threads that hold the factors in registers: more threads for them.
+    Products of float32 are computed in full, by threads that hold the factors in registers: smaller blocks for them.
+    major: of the GPU's compute capability; on 10 the forward kernel has registers for fewer queries
     """
-    warps = 8 if dtype == torch.float32 else 4
-    if kernel == "bias":
-        return Configuration(16, 32, warps, 1)
-    return Configuration(64 if kernel == "forward" and warps == 4 else 32, 32, warps, 2)
+    queries = {"forward": 64, "backward": 64, "bias": 32}[kernel]
+    fewer = dtype == torch.float32 or (kernel == "forward" and major == 10)
+    return Configuration(queries // 2 if fewer else queries, 32, 4, 1)
 
 
 class Layout(NamedTuple):

@@ -157,3 +157,18 @@ def attend_fused(part, x, windows, grid, full, **options):
     qkv = part.qkv(x).unflatten(-1, (3, part.heads, -1))
     tables = fused.Tables(part.relative_position_bias_table, part.fragment_position_bias_table, part.scale_bias_table)
     return part.proj(fused.attend(qkv, part.qkv.bias, tables, windows=windows, grid=grid, full=full, **options))
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "device", "compiled", "expected"),
+    [
+        (VideoQuality, torch.bfloat16, "cuda", False, "fused"),
+        (VideoQuality, torch.float32, "cuda", False, "plain"),
+        (VideoQuality, torch.bfloat16, "cpu", False, "plain"),
+        (VideoQuality, torch.bfloat16, "cuda", True, "plain"),
+        (ImageQuality, torch.bfloat16, "cuda", False, "plain"),
+    ],
+)
+def test_training_takes_the_faster_attention(model, dtype, device, compiled, expected):
+    found = oracle.attention_for_training(model("nano"), dtype, torch.device(device), compiled=compiled)
+    assert found == expected

@@ -182,6 +182,7 @@ class Config:
     out: folder for checkpoints, logs and the report
     seed: of initial weights, order, draws and dropout
     device: "auto" is the GPU where there is one; dtype: of matrix products (`sama.models.precision`)
+    attention: "plain", "fused" (`sama.kernels.attention`), or the faster one (`sama.models.attention`)
     compile: with torch.compile
     workers: number of files decoded at the same time; null is the number of cores, at most 16
     decoder: as for `sama score --decoder`
@@ -200,6 +201,7 @@ class Config:
     seed: int = 0
     device: str = "auto"
     dtype: Literal["float32", "tf32", "bfloat16"] = "float32"
+    attention: Literal["auto", "plain", "fused"] = "auto"
     compile: bool = False
     workers: int | None = None
     decoder: str = "auto"

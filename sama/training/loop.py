@@ -26,7 +26,8 @@ from sama.feed import Batch, Feed
 from sama.kernels.layout import ceil_div
 from sama.labels import Item
 from sama.models import ImageQuality, VideoQuality, save_weights
-from sama.models.precision import check_precision, computing
+from sama.models.attention import attention_for_training, choose_attention
+from sama.models.precision import DTYPES, check_precision, computing
 from sama.training.augment import augment, jitter, soften
 from sama.training.cache import CachedFeed
 from sama.training.config import Config, frames_of_epoch
@@ -66,6 +67,10 @@ def train(config: Config) -> dict[str, Any]:
     if config.model.whiten and not state.tensors and isinstance(model, VideoQuality):
         whiten(model, config, sets["train"], ranks)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
+    attention: str = config.attention
+    if attention == "auto":
+        attention = attention_for_training(model, DTYPES[config.dtype], ranks.device, compiled=config.compile)
+    choose_attention(model, attention, ranks.device, compiled=config.compile)
     optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=config.optim.weight_decay)
     feed = make_feed(config, sets["train"], ranks, name="train", train=True)
     feeds = {name: make_feed(config, items, ranks, name=name) for name, items in sets.items() if name != "train"}
