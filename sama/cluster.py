@@ -216,7 +216,12 @@ def resources(ray: Any, options: ClusterOptions) -> tuple[float, float, int, int
     cpus = options.cpus if options.cpus is not None else max(0.25, (smallest - 2 * READING_CPUS) / on_a_node)
     if cpus > smallest:
         raise InputError(f"--actor-cpus asks for {cpus:g}; the smallest node has {smallest:g}")
-    return cpus, gpus, actors, max(1, round(cpus)) if options.cpus is not None else max(1, int(smallest) // on_a_node)
+    if options.cpus is not None:
+        return cpus, gpus, actors, max(1, round(cpus))
+    import torch
+
+    of_a_node = torch.get_num_threads() if options.address == "local" else int(smallest)
+    return cpus, gpus, actors, max(1, of_a_node // on_a_node)
 
 
 def add_options(score: Any) -> None:
@@ -226,7 +231,7 @@ def add_options(score: Any) -> None:
         "--column", type=str, help="column of the manifest with paths, addresses or bytes (path, url, ...)"
     )
     score.add_argument("--key", type=str, metavar="COLUMN", help="column of the manifest that names bytes")
-    address = "score with Ray, on a cluster (auto, ray://...) or one started here; --out is a folder of parts"
+    address = "score with Ray, on a cluster (auto, host:6379) or one started here; --out is a folder of parts"
     score.add_argument("--ray", type=str, nargs="?", const="local", metavar="ADDRESS", help=address)
     score.add_argument(
         "--actors", type=int, metavar="N", help="with --ray: processes that score (one a node, or a GPU)"

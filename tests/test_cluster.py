@@ -8,8 +8,11 @@ import dataclasses
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -235,3 +238,82 @@ def test_ray_gives_the_table_of_one_process_and_resumes(folder, weights, tmp_pat
     assert by_path(read_scores(str(out))) == expected
     rows = [key for _, keys, _ in Parts(str(out)).contents() for key in keys]
     assert len(rows) == len(set(rows)) == 7
+
+
+@needs_ray
+@pytest.mark.filterwarnings("ignore")
+def test_the_example_for_ray_scores_as_sama_does(folder, tmp_path):
+    pytest.importorskip("ray")
+    example = Path(__file__).parent.parent / "examples" / "score_with_ray.py"
+    _, environment = command()
+    subprocess.run(
+        [sys.executable, example, folder, tmp_path / "out"], env=environment, check=True, capture_output=True
+    )
+    got = {one["path"]: one["score"] for one in pq.read_table(tmp_path / "out").to_pylist()}
+    assert got == {
+        one.path: one.score for one in score_files(sorted(map(str, folder.glob("*.mp4"))), sama.load_model())
+    }
+
+
+@pytest.mark.skipif(not KILLS, reason="takes minutes: SAMA_RAY_KILLS=20 runs it so often")
+@pytest.mark.filterwarnings("ignore")
+def test_killed_workers_nodes_and_drivers_lose_nothing_and_double_nothing(folder, weights, tmp_path, monkeypatch):
+    """A local cluster of three nodes; at random moments `kill -9` of what scores, of a node, of the driver."""
+    pytest.importorskip("ray")
+    psutil = pytest.importorskip("psutil")
+    from ray.cluster_utils import Cluster
+
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for k in range(24):
+        (corpus / f"{k:02}.mp4").write_bytes((folder / f"{k % 6}.mp4").read_bytes())
+    expected = by_path(score_files(sorted(map(str, corpus.glob("*"))), sama.load_model(weights, "cpu")))
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    node = {"num_cpus": 1, "object_store_memory": 80 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    nodes = [cluster.add_node(**node) for _ in range(2)]
+    draw, kinds = random.Random(0), []
+    try:
+        for kill in range(KILLS):
+            out = tmp_path / f"parts-{kill}"
+            words, environment = command(
+                corpus, "--weights", weights, "--out", out, "--part-rows", 2, "--resume", f"--ray={cluster.address}"
+            )
+            driver = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            wait_for_parts(Parts(str(out)), draw.randrange(1, 9), driver)
+            kind = ("worker", "node", "driver")[kill % 3]
+            if kind == "worker":
+                mine = [one for one in psutil.Process().children(recursive=True) if scores(one)]
+                draw.choice(mine).send_signal(signal.SIGKILL)
+            elif kind == "node":
+                cluster.remove_node(nodes.pop(draw.randrange(2)), allow_graceful=False)
+                nodes.append(cluster.add_node(**node))
+            else:
+                driver.kill()
+            _, said = driver.communicate()
+            if kind == "driver":
+                driver = subprocess.run(words, env=environment, capture_output=True)
+                said = driver.stderr
+            assert driver.returncode == 0, said.decode()
+            assert by_path(read_scores(str(out))) == expected
+            keys = [key for _, keys, _ in Parts(str(out)).contents() for key in keys]
+            assert len(keys) == len(set(keys)) == 24
+            kinds.append(kind)
+    finally:
+        cluster.shutdown()
+    assert len(kinds) == KILLS
+
+
+def scores(process) -> bool:
+    """Whether a process of Ray's is an actor that scores; Ray writes its name in the place of the command."""
+    try:
+        return "PartScorer" in " ".join(process.cmdline())
+    except Exception:  # it has ended
+        return False
+
+
+def wait_for_parts(parts, least, process, seconds=300.0):
+    """Until so many parts are there, or a process has ended."""
+    end = time.monotonic() + seconds
+    while len(parts.names()) < least and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
