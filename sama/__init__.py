@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; `_HOMES` is the same li
     from sama.plan import frame_indices as frame_indices
     from sama.sampler import ImageSampler as ImageSampler
     from sama.sampler import VideoSampler as VideoSampler
+    from sama.scorer import Scorer as Scorer
 
 _HOMES = {
     "Clip": "sama.frames",
@@ -34,6 +35,7 @@ _HOMES = {
     "QualityModel": "sama.model",
     "Result": "sama.model",
     "SamaError": "sama.errors",
+    "Scorer": "sama.scorer",
     "VideoSampler": "sama.sampler",
     "frame_indices": "sama.plan",
     "load_model": "sama.model",
@@ -41,9 +43,22 @@ _HOMES = {
     "score": "sama.model",
 }
 _MODULES = (
-    *("backends", "check", "corpus", "decode", "devices", "engines", "errors", "evaluate", "evaluation"),
+    *("backends", "check", "cluster", "corpus", "decode", "devices", "engines", "errors", "evaluate", "evaluation"),
     *("evaluation_report", "export", "feed", "figures", "files", "frames", "inspection", "journal", "kernels"),
-    *("labels", "metrics", "model", "models", "plan", "prefetch", "report", "sampler", "scoring", "storage", "tables"),
+    *(
+        "labels",
+        "metrics",
+        "model",
+        "models",
+        "plan",
+        "prefetch",
+        "report",
+        "sampler",
+        "scorer",
+        "scoring",
+        "storage",
+        "tables",
+    ),
     *("terminal", "train", "training"),
 )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 import sama
-from sama import export
+from sama import cluster, export
 from sama.errors import InputError, OutputError
 from sama.files import printable
 from sama.report import commands as report
@@ -21,6 +21,7 @@ from sama.terminal import OK, SOME_FAILED, carry_out, interruption, progress_bar
 if TYPE_CHECKING:
     from sama.journal import Journal
     from sama.limits import Limits
+    from sama.manifests import Manifest
     from sama.model import QualityModel
     from sama.prefetch import Meter
     from sama.tables import Row
@@ -40,7 +41,8 @@ def parser() -> ArgumentParser:
     commands = main.add_subcommands(required=True, dest="command")
 
     score = ArgumentParser(description="Score files: one row for each, on the terminal and in a table.")
-    score.add_argument("paths", nargs="+", metavar="PATH", help="files, folders, globs; - for names on standard input")
+    files = "files, folders, globs, addresses, tars; - for names on standard input"
+    score.add_argument("paths", nargs="*", metavar="PATH", help=files)
     score.add_argument("-o", "--out", type=str, help="table to write: .csv, .jsonl, .json or .parquet")
     score.add_argument(
         "--resume", action="store_true", help="continue an interrupted or earlier run into the same --out"
@@ -51,6 +53,7 @@ def parser() -> ArgumentParser:
     score.add_argument("--workers", type=int, help=SCORING_WORKERS)
     score.add_argument("--processes", type=int, help=SCORING_PROCESSES)
     report.add_score_options(score)
+    cluster.add_options(score)
     _add_reading(score)
     _add_model(score)
     commands.add_subcommand("score", score, help="score files")
@@ -230,26 +233,34 @@ def score(options: Namespace) -> int:
     from sama.decode import check_decoder
     from sama.files import expand
     from sama.journal import Journal
+    from sama.manifests import Manifest
     from sama.prefetch import Meter
     from sama.processes import default_processes
     from sama.scoring import score_files
 
+    if bool(options.paths) == bool(options.manifest):
+        raise InputError("give either PATHs or --manifest")
+    on_ray = cluster.run_options(options) if options.ray else None
+    manifest = Manifest(options.manifest, options.column, options.key) if options.manifest else None
     if (options.resume or options.overwrite) and not options.out:
         raise InputError("--resume and --overwrite are about --out, which is not given")
     if options.retry and not options.resume:
         raise InputError("--retry is about the failed files of an earlier run: give --resume too")
     check_positive(options, "batch", "workers", "processes", "every", "max_pixels", "timeout")
     check_decoder(options.decoder)
-    model = load(options, options.paths)
+    named = [] if manifest and on_ray else list(dict.fromkeys(manifest.keys())) if manifest else None
+    model = load(options, options.paths, named)
     if model.kind == "image" and options.every is not None:
         raise InputError("--every is about videos; the model scores images")
     left_out: list[str] = []
-    paths = expand(options.paths, kind=model.kind, left_out=left_out)
+    paths = expand(options.paths, kind=model.kind, left_out=left_out) if named is None else named
     if left_out:
         other = "images" if model.kind == "video" else "videos"
         print(f"{len(left_out)} {other} in folders are left out: the model scores {model.kind}s", file=sys.stderr)
-    if not paths:
-        raise InputError(f"no {model.kind} files in {' '.join(options.paths)}")
+    if not paths and not (manifest and on_ray):
+        raise InputError(f"no {model.kind} files in {options.manifest or ' '.join(options.paths)}")
+    if on_ray:
+        return score_on_ray(options, on_ray, manifest or paths, model, paths)
     journal = None
     if options.out:
         scores_by = model.name, model.describe(options.every)
@@ -264,7 +275,7 @@ def score(options: Namespace) -> int:
     remaining = journal.remaining(paths) if journal else paths
     meter = Meter()
     rows = score_files(
-        remaining,
+        remaining if manifest is None or not manifest.has_bytes() else manifest.files(remaining),
         model,
         batch=options.batch,
         workers=options.workers,
@@ -290,6 +301,37 @@ def score(options: Namespace) -> int:
             journal.finish(paths)
             print(f"{len(journal.rows)} rows: {options.out}", file=sys.stderr)
     outputs.write(progress_bar)
+    return SOME_FAILED if failed else OK
+
+
+def score_on_ray(
+    options: Namespace,
+    on_ray: cluster.ClusterOptions,
+    files: Sequence[str] | Manifest,
+    model: QualityModel,
+    paths: Sequence[str],
+) -> int:
+    """`sama score --ray`: score into a folder of parts."""
+    from sama.scorer import Scorer
+
+    column, key = (cluster.LISTED, None) if isinstance(files, Sequence) else (files.column, files.key)
+    scorer = Scorer(
+        options.weights or packaged_name(paths),
+        column=column,
+        key=key,
+        device=options.device,
+        every_seconds=options.every,
+        batch=options.batch,
+        workers=options.workers,
+        decoder=options.decoder,
+        limits=limits(options),
+        **{name: getattr(options, name) for name in ("mode", *MODEL_OPTIONS)},
+    )
+    interruption.hint = lambda: f"; the parts so far are in {options.out}, --resume continues from them"
+    scores_by = model.name, model.describe(options.every)
+    how = {name: getattr(options, name) for name in ("resume", "retry", "overwrite")}
+    with progress_bar("scoring") as progress:
+        failed = cluster.run(files, scorer, scores_by, options.out, on_ray, progress=progress, **how)
     return SOME_FAILED if failed else OK
 
 
@@ -441,21 +483,35 @@ def weights(options: Namespace) -> int:
     return OK
 
 
-def load(options: Namespace, paths: Sequence[str]) -> QualityModel:
-    """The model that the options ask for, described on standard error. paths: whose kind random weights follow"""
+MODEL_OPTIONS = ("dtype", "compile", "attention", "engine")
+
+
+def packaged_name(paths: Sequence[str]) -> str:
+    """The packaged model for some files."""
+    from sama.model import packaged_for
+
+    return packaged_for(paths)
+
+
+def load(options: Namespace, paths: Sequence[str], named: Sequence[str] | None = None) -> QualityModel:
+    """The model that the options ask for, described on standard error.
+
+    paths: arguments, whose kind random weights follow; named: the files themselves, where they are known already
+    """
     from sama.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, expand, suffix
     from sama.model import load_model, packaged_for, random_model
 
-    settings = {name: getattr(options, name) for name in ("dtype", "compile", "attention", "engine")}
+    settings = {name: getattr(options, name) for name in MODEL_OPTIONS}
     if options.random_weights:
-        files = [] if "-" in paths else expand(paths)  # standard input can be read once
+        # standard input can be read once
+        files = named if named is not None else [] if "-" in paths else expand(paths)
         images, videos = (sum(suffix(file) in of for file in files) for of in (IMAGE_SUFFIXES, VIDEO_SUFFIXES))
         kind: Literal["video", "image"] = "image" if images > videos else "video"
         model = random_model(kind, options.device, mode=options.mode or "sama", **settings)
     else:
         chosen = options.weights
         if chosen is None and "-" not in paths:
-            chosen = packaged_for(expand(paths))
+            chosen = packaged_for(expand(paths) if named is None else named)
         model = load_model(chosen, options.device, mode=options.mode, **settings)
     print(f"model: {model.name}; {model.settings}; {model.device}", file=sys.stderr)
     if model.report:

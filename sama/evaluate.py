@@ -16,9 +16,10 @@ from sama.journal import Journal
 from sama.labels import Item, read_labels, with_split
 from sama.limits import Limits
 from sama.model import QualityModel, find_weights
+from sama.parts import read_scores
 from sama.scoring import score_files
 from sama.storage import is_url
-from sama.tables import FORMATS, Row, check_unmixed, read_table
+from sama.tables import FORMATS, Row, check_unmixed
 
 ProgressBar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
@@ -170,11 +171,12 @@ def _score(options: EvaluateOptions, model: QualityModel, items: Sequence[Item],
 def _read_predictions(table: str, model: str | None) -> list[Row]:
     """The rows of a table of scores; all by `model`, if that is given."""
     path = Path(table)
-    if path.suffix.lower() not in FORMATS:
+    folder = is_url(table) or path.is_dir()
+    if path.suffix.lower() not in FORMATS and not folder:
         raise InputError(f"{path}: cannot tell the format; the name must end in {', '.join(FORMATS)}")
-    if not path.exists():
+    if not (folder or path.exists()):
         raise InputError(f"no such file: {path}")
-    rows = read_table(path)
+    rows = read_scores(table)
     if not rows:
         raise InputError(f"{path} holds no scores")
     check_unmixed(rows, str(path))

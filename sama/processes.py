@@ -30,6 +30,7 @@ from sama.decode import gpu_workers
 from sama.devices import pick_device
 from sama.errors import SamaError, without_traceback
 from sama.prefetch import Meter
+from sama.storage import Media
 from sama.tables import Row
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def default_processes(model: QualityModel, decoder: str, files: int) -> int:
 
 
 def score_in_processes(
-    paths: Iterable[str],
+    paths: Iterable[str | Media],
     model: QualityModel,
     *,
     processes: int,
@@ -94,7 +95,7 @@ class _Process:
     def __init__(self, parts: bytes, settings: dict[str, Any], threads: int, *, alone: bool = False):
         context = multiprocessing.get_context("spawn")
         self.settings, self.alone = settings, alone
-        self.files: dict[int, str] = {}
+        self.files: dict[int, str | Media] = {}
         self.began = self.finished = False
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, parts, settings, threads), daemon=True)
@@ -116,7 +117,9 @@ class _Process:
 class _Team:
     """The processes, the files that are to be given out, and the rows that wait for those before them."""
 
-    def __init__(self, paths: Iterable[str], model: QualityModel, kinds: list[dict[str, Any]], meter: Meter | None):
+    def __init__(
+        self, paths: Iterable[str | Media], model: QualityModel, kinds: list[dict[str, Any]], meter: Meter | None
+    ):
         self.attribution = model.attribution(kinds[0].get("every_seconds"))
         self.parts = pickle.dumps(model)
         self.threads = max(1, torch.get_num_threads() // len(kinds))
@@ -125,7 +128,7 @@ class _Team:
         self.stillborn = 0  # processes that ended before they took a file
         self.given = 0  # files given out
         self.over = False  # all files are given out
-        self.suspects: deque[tuple[int, str]] = deque()  # files of processes that ended
+        self.suspects: deque[tuple[int, str | Media]] = deque()  # files of processes that ended
         self.rows: dict[int, Row] = {}
         self.next = 0  # the row that is to come
         self.waiting: list[_Process] = []  # for a file
@@ -198,7 +201,9 @@ class _Team:
         if process.alone and process.began:
             for number, file in process.files.items():
                 reason = f"the process that scored it ended {ending}, as one before had"
-                self.rows[number] = Row(file, status="error", reason=reason, **self.attribution)
+                self.rows[number] = Row(
+                    file.key if isinstance(file, Media) else file, status="error", reason=reason, **self.attribution
+                )
         else:
             self.suspects.extend(process.files.items())
             if not (self.over or process.alone):
@@ -217,7 +222,7 @@ def _serve(connection: Connection, parts: bytes, settings: dict[str, Any], threa
     numbers: deque[int] = deque()
     meter = Meter()
 
-    def files() -> Iterator[str]:
+    def files() -> Iterator[str | Media]:
         while True:
             connection.send(TAKE)
             given = connection.recv()

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from sama.files import check_kind
 from sama.limits import Guard, Limits
 from sama.model import QualityModel
 from sama.prefetch import BEGUN, BUDGET_BYTES, Ended, Meter, Ticket, ahead
+from sama.storage import InMemory, Media, is_url
 from sama.tables import Row
 
 CLIPS_AHEAD = 4  # sampled clips of one file that may wait for the model
@@ -35,7 +37,7 @@ RESTART = object()  # stands for the beginning of a second attempt among the cli
 
 
 def score_files(
-    paths: Iterable[str],
+    paths: Iterable[str | Media],
     model: QualityModel,
     *,
     batch: int | None = None,
@@ -48,6 +50,7 @@ def score_files(
 ) -> Generator[Row]:
     """Yield a row for every path, in order; a file that fails is a row with status "error" and the reason.
 
+    paths: of files, addresses (`sama.storage`), or `Media`: bytes or pixels; taken one by one, a few ahead
     batch: clips that go through the model at once, None is `model.default_batch`; on a CPU scores do not depend on it
     workers: files decoded at the same time, ahead of the model; None is half of the cores, at most 4, or where a GPU
         decodes three for each of its engines: two are decoded at a time, and the next one is opened
@@ -77,12 +80,12 @@ def score_files(
     waiting: deque[_Open] = deque()
     samples: list[tuple[_Open, torch.Tensor]] = []
     limits = limits or Limits()
-    if not isinstance(paths, Sequence) or any(map(os.path.exists, paths)):
+    if not isinstance(paths, Sequence) or any(map(_may_exist, paths)):
         model.sampler.prepare()  # compiling is no waiting for decoding
     events = ahead(
-        (_Open(Row(path, **attribution)) for path in paths),
+        (_Open(path, attribution) for path in paths),
         lambda file, ticket: _on_device(
-            _samples(file.row, model, every_seconds, decoder, ticket, limits, seats), model.device
+            _samples(file, model, every_seconds, decoder, ticket, limits, seats), model.device
         ),
         workers=workers,
         jobs_ahead=FILES_AHEAD if on_gpu else workers + 1,
@@ -114,10 +117,11 @@ def score_files(
 
 
 class _Open:
-    """A file whose row is not complete: the row, and how many of its clips have been decoded."""
+    """A file whose row is not complete: the row, what has no path, and how many of its clips have been decoded."""
 
-    def __init__(self, row: Row):
-        self.row = row
+    def __init__(self, file: str | Media, attribution: dict[str, Any]):
+        self.media = file if isinstance(file, Media) else None
+        self.row = Row(file.key if isinstance(file, Media) else file, **attribution)
         self.decoded = 0
         self.ended = False
 
@@ -166,8 +170,12 @@ def _on_device(samples: Iterator[torch.Tensor | object], device: torch.device) -
             yield finish(sample) if isinstance(sample, torch.Tensor) else sample
 
 
+def _may_exist(file: str | Media) -> bool:
+    return isinstance(file, Media) or is_url(file) or os.path.exists(file)
+
+
 def _samples(
-    row: Row,
+    file: _Open,
     model: QualityModel,
     every_seconds: float | None,
     decoder: str,
@@ -175,14 +183,23 @@ def _samples(
     limits: Limits,
     seats: hybrid.Seats | None,
 ) -> Iterator[torch.Tensor | object]:
-    """Open the file that the row names, fill in what is known of it, and yield its sampled clips.
+    """Open the file, fill in what is known of it, and yield its sampled clips.
 
     Where `again` says that the file is to be read once more from the start: `RESTART`, then all its clips.
     """
-    guard = ticket.guard = Guard(row.path, limits, strict=True, reserve=ticket.hold)
-    check_kind(row.path, model.kind)
+    row, content = file.row, None
+    if file.media is not None:
+        if file.media.data is None:
+            raise DecodeError(row.path, file.media.problem)
+        if isinstance(file.media.data, np.ndarray):
+            yield from _pixel_clips(file.media, row, model, every_seconds)
+            return
+        content = InMemory(file.media.data, row.path)
+    guard = ticket.guard = Guard(row.path, limits, strict=True, reserve=ticket.hold, content=content)
+    if content is None:
+        check_kind(row.path, model.kind)
     if model.kind == "image":
-        image = read_image(row.path, max_pixels=limits.image_pixels)
+        image = read_image(row.path, max_pixels=limits.image_pixels, content=content)
         row.frames, row.height, row.width, row.decoder = 1, *image.shape[:2], "pillow"
         yield from guard.outside(model.sampler(image))
         return
@@ -203,6 +220,29 @@ def _samples(
             yield RESTART
     if guard.damage:
         row.reason = f"frames were concealed: its stream reports errors ({guard.damage})"
+
+
+def _pixel_clips(media: Media, row: Row, model: QualityModel, every_seconds: float | None) -> Iterator[torch.Tensor]:
+    """The sampled clips of pixels."""
+    pixels = np.asarray(media.data)
+    dims = 3 if model.kind == "image" else 4
+    if pixels.dtype != np.uint8 or pixels.ndim != dims or pixels.shape[-1] != 3 or not pixels.size:
+        shape = "[H, W, 3]" if dims == 3 else "[T, H, W, 3]"
+        raise DecodeError(row.path, f"pixels are {pixels.dtype} {list(pixels.shape)}; the model takes uint8 {shape}")
+    row.frames, (row.height, row.width) = 1 if dims == 3 else len(pixels), pixels.shape[-3:-1]
+    if dims == 3:
+        yield from model.sampler(pixels)
+        return
+    seconds = None
+    if media.fps:
+        row.fps, row.duration = media.fps, len(pixels) / media.fps
+        seconds = np.arange(len(pixels)) / media.fps
+    elif every_seconds is not None:
+        raise DecodeError(row.path, "pixels have no times: windows of so many seconds need their frames a second (fps)")
+    indices = model.clip_indices(len(pixels), seconds, every_seconds)
+    row.times = [] if seconds is None else seconds[indices[:, model.clip_len // 2]].tolist()
+    for clip in indices:
+        yield model.sampler(pixels[clip])[0]
 
 
 def _clips(

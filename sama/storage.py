@@ -43,6 +43,7 @@ PERMANENT = (
     *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError),
     *(NotImplementedError, TypeError, ValueError, ImportError),  # of a library that is asked for what it cannot do
 )
+KEYS = ("path", "key", "__key__", "id")  # columns that name what has no path, where no other is given
 EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 EXTRAS |= {"hf": "huggingface_hub", "abfs": "adlfs", "az": "adlfs"}
 
@@ -484,7 +485,7 @@ def listed(url: str, suffixes: Iterable[str]) -> list[str]:
     if "::" in url or url.startswith("file://"):
         return [url]
     fs, path = filesystem(url)
-    if WEB.match(url):
+    if WEB.match(url) or (_is_media(url, wanted) and not any(mark in path for mark in "*?[")):
         return [url]
     if any(mark in path for mark in "*?["):
         found, folder = attempts(lambda: call(fs, "glob", path, wait=True), url), False

@@ -159,7 +159,7 @@ def _escaped(text: str | None) -> str | None:
     return text if text is None else re.sub("[\0\ud800-\udfff]", lambda found: f"{MARK}{ord(found[0]):04x}", text)
 
 
-def _unescaped(text: Any) -> Any:
+def unescaped(text: Any) -> Any:
     """The inverse of `_escaped`."""
     if not isinstance(text, str) or MARK not in text:
         return text
@@ -219,7 +219,7 @@ def _read_parquet(path: Path) -> list[Row]:
 def from_arrow(content: pa.Table, path: Path) -> list[Row]:
     """The rows of an Arrow table that `as_arrow` made. path: where it comes from, for messages"""
     entries = content.to_pylist()
-    return [_row({name: _unescaped(value) for name, value in entry.items()}, path) for entry in entries]
+    return [_row({name: unescaped(value) for name, value in entry.items()}, path) for entry in entries]
 
 
 def _regular(path: Path) -> Path:

@@ -36,7 +36,7 @@ def add_score_options(score: ArgumentParser) -> None:
 def add_report(commands: Any) -> ArgumentParser:
     """Add `sama report` to the commands."""
     report = ArgumentParser(description="A page of scores to look at: worst first, with pictures; it needs no network.")
-    report.add_argument("scores", metavar="SCORES", help="table that `sama score --out` wrote, or writes (.partial)")
+    report.add_argument("scores", metavar="SCORES", help="table or folder that `sama score --out` wrote, or writes")
     report.add_argument("-o", "--out", type=str, default="report.html", metavar="FILE.html", help="page to write")
     report.add_argument("--title", type=str, default="", help="heading of the page")
     report.add_argument("--root", type=str, default="", metavar="FOLDER", help="folder that paths are relative to")
@@ -181,14 +181,16 @@ def read_rows(path: str) -> list[Row]:
     `MissingFileError` where there is none, `OutputError` where it is no such table, `InputError` where it is empty
     or mixes models or settings.
     """
-    from sama.tables import check_unmixed, read_journal, read_table
+    from sama.parts import read_scores
+    from sama.storage import is_url
+    from sama.tables import check_unmixed, read_journal
 
-    if not os.path.exists(path):
+    if not (os.path.exists(path) or is_url(path)):
         partial = f"{path}.partial"
         if not os.path.exists(partial):
             raise MissingFileError(path)
         path = partial
-    rows = read_journal(Path(path)) if path.endswith(".partial") else read_table(Path(path))
+    rows = read_journal(Path(path)) if path.endswith(".partial") else read_scores(path)
     if not rows:
         raise InputError(f"{path} has no rows")
     check_unmixed(rows, path)

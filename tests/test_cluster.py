@@ -1,0 +1,319 @@
+"""A corpus on Ray: the table of one process, to the bit; nothing twice and nothing lost; folders of parts.
+
+Tests with Ray itself take a minute and more: SAMA_RAY=1 runs them, SAMA_RAY_KILLS=20 those that kill its processes.
+"""
+
+import csv
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import videos
+from small_models import save_nano
+
+import sama
+from sama import cli, cluster
+from sama.errors import InputError, OutputError
+from sama.manifests import Manifest
+from sama.parts import Parts, digests, in_sorted, read_scores, sorted_digests
+from sama.scorer import Scorer
+from sama.scoring import score_files
+from sama.storage import Media
+from sama.tables import Row, read_table
+
+SETTINGS = {"mode": "sama", "grid": [7, 7], "fragment": [32, 32], "clip_len": 8, "interval": 2, "num_clips": 1}
+BY = "a model", "its settings"
+KILLS = int(os.environ.get("SAMA_RAY_KILLS", "0"))
+needs_ray = pytest.mark.skipif(
+    not (KILLS or os.environ.get("SAMA_RAY") == "1"), reason="takes a minute: SAMA_RAY=1 runs it"
+)
+
+
+def row(key: str, **more) -> Row:
+    return dataclasses.replace(Row(key, score=float(len(key)), model=BY[0], settings=BY[1]), **more)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_nano(tmp_path_factory.mktemp("weights") / "nano.safetensors", SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("corpus")
+    for k in range(6):
+        videos.write_video(root / f"{k}.mp4", "mpeg4", num_frames=10 + k)
+    (root / "bad.mp4").write_text("no video")
+    return root
+
+
+@pytest.fixture(params=["local", "memory"])
+def out(request, tmp_path):
+    if request.param == "local":
+        return str(tmp_path / "scores")
+    return f"memory://parts-{random.random()}/scores"
+
+
+def test_parts_are_written_once_read_and_resumed(out):
+    parts = Parts(out)
+    parts.begin(BY, resume=False, overwrite=False)
+    first, second = [row("a"), row("b\udcff")], [row("c", status="error", score=None, reason="bad")]
+    for rows in (first, second, first):
+        parts.write(rows, parts.name_of([one.path for one in rows]))
+    assert len(parts.names()) == 2
+    assert read_scores(out) == [*first, *second]
+    with pytest.raises(OutputError, match="holds scores already: --resume continues them"):
+        Parts(out).begin(BY, resume=False, overwrite=False)
+    with pytest.raises(
+        OutputError, match=r"cannot be resumed: it was scored by a model, its settings; now it is other"
+    ):
+        Parts(out).begin(("other", ""), resume=True, overwrite=False)
+    again = Parts(out)
+    again.begin(BY, resume=True, overwrite=False)
+    rows, failed, known = again.finish()
+    assert (rows, failed) == (3, 1)
+    assert in_sorted(digests(["c", "d", "b\udcff", "a", ""]), known).tolist() == [True, False, True, True, False]
+    again.without_failed()
+    assert read_scores(out) == first
+    again.begin(BY, resume=False, overwrite=True)
+    assert again.names() == []
+
+
+def test_a_run_that_was_taken_over_writes_no_more_and_doubles_are_left_out(out):
+    """The driver was killed; its actors write on for a moment while the next driver has begun."""
+    old = Parts(out)
+    old.begin(BY, resume=False, overwrite=False)
+    old.write([row("a"), row("b")], "part-1.parquet")
+    new = Parts(out)
+    new.begin(BY, resume=True, overwrite=False)
+    with pytest.raises(OutputError, match="another run writes to"):
+        old.write([row("c")], "part-2.parquet")
+    new.write([row("b"), row("c"), row("c")], "part-3.parquet")  # as if it had come in before
+    assert new.finish()[:2] == (3, 0)
+    assert sorted(key for _, keys, _ in new.contents() for key in keys) == ["a", "b", "c"]
+    assert [one.path for one in read_scores(out)] == ["a", "b", "c"]
+
+
+def test_digests_are_found_whatever_their_last_bytes():
+    keys = [str(n) for n in range(5000)]
+    known = sorted_digests(digests(keys[::2]))
+    assert in_sorted(digests(keys), known).tolist() == [n % 2 == 0 for n in range(5000)]
+    assert not in_sorted(digests(keys), known[:0]).any()
+
+
+def test_a_stage_scores_a_batch_once(folder, weights, tmp_path):
+    """An actor that was lost after it had written: the work that is done again finds its part."""
+    parts = Parts(str(tmp_path / "out"))
+    parts.begin(BY, resume=False, overwrite=False)
+    batch = pa.table({"path": sorted(map(str, folder.glob("*.mp4")))})
+    counts = cluster.PartScorer(Scorer(weights, device="cpu"), parts)(batch).to_pylist()
+    assert counts == [{"rows": 7, "failed": 1}]
+    again = cluster.PartScorer(Scorer(tmp_path / "no weights", device="cpu"), parts)
+    assert again(batch).to_pylist() == counts
+    expected = {one.path: one for one in score_files(batch.column("path").to_pylist(), sama.load_model(weights, "cpu"))}
+    for one in read_scores(str(tmp_path / "out")):
+        assert dataclasses.replace(one, seconds=0) == dataclasses.replace(expected[one.path], seconds=0)
+
+
+def test_reports_and_evaluations_read_a_folder_of_parts(tmp_path, capsys):
+    parts = Parts(str(tmp_path / "parts"))
+    parts.begin(BY, resume=False, overwrite=False)
+    for k in range(4):
+        parts.write([row(f"{k}.mp4", score=float(k), clips=[float(k)])], f"part-{k}.parquet")
+    (tmp_path / "labels.csv").write_text("path,mos\n" + "".join(f"{k}.mp4,{k}\n" for k in range(4)))
+    options = ["--predictions", str(tmp_path / "parts"), "--samples", "5"]
+    assert cli.main(["evaluate", str(tmp_path / "labels.csv"), str(tmp_path), *options]) == 0
+    assert "4 of 4 items scored" in capsys.readouterr().out
+    page = str(tmp_path / "page.html")
+    assert cli.main(["report", str(tmp_path / "parts"), "-o", page, "--no-pictures", "--device", "cpu"]) == 0
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["report", str(tmp_path / "empty"), "-o", page]) == 2
+    assert "holds no parts of a table" in capsys.readouterr().err
+    parts.write([row("x.mp4", settings="others")], "part-x.parquet")
+    assert cli.main(["report", str(tmp_path / "parts"), "-o", page, "--no-pictures"]) == 2
+    assert "mixes scores" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", [".parquet", ".csv", ".jsonl"])
+def test_the_command_scores_a_manifest_of_paths(folder, weights, tmp_path, form):
+    paths = [str(folder / name) for name in ("3.mp4", "1.mp4", "bad.mp4", "1.mp4")]
+    manifest = tmp_path / f"files{form}"
+    if form == ".parquet":
+        pq.write_table(pa.table({"id": [1, 2, 3, 4], "url": paths}), manifest)
+    elif form == ".csv":
+        with open(manifest, "w", newline="") as file:
+            csv.writer(file).writerows([["id", "url"], *enumerate(paths)])
+    else:
+        manifest.write_text("".join(json.dumps({"id": n, "url": path}) + "\n" for n, path in enumerate(paths)))
+    out = tmp_path / "scores.csv"
+    options = ["--manifest", str(manifest), "--weights", str(weights), "--device", "cpu", "--out", str(out)]
+    assert cli.main(["score", *options]) == 1
+    expected = score_files(paths[:3], sama.load_model(weights, "cpu"))
+    for got, want in zip(read_table(out), expected, strict=True):
+        assert dataclasses.replace(got, seconds=0) == dataclasses.replace(want, seconds=0)
+
+
+def test_the_command_scores_a_manifest_of_bytes_and_resumes(folder, weights, tmp_path):
+    content = [(folder / name).read_bytes() for name in ("0.mp4", "bad.mp4", "2.mp4")]
+    pq.write_table(pa.table({"video": content, "__key__": ["x", "y", "z"]}), tmp_path / "all.parquet")
+    pq.write_table(pa.table({"video": content[:1], "__key__": ["x"]}), tmp_path / "some.parquet")
+    out = tmp_path / "scores.jsonl"
+    options = ["--weights", str(weights), "--device", "cpu", "--out", str(out), "--resume"]
+    assert cli.main(["score", "--manifest", str(tmp_path / "some.parquet"), *options]) == 0
+    assert cli.main(["score", "--manifest", str(tmp_path / "all.parquet"), *options]) == 1
+    rows = read_table(out)
+    assert [(one.path, one.status) for one in rows] == [("x", "ok"), ("y", "error"), ("z", "ok")]
+    (want,) = score_files([str(folder / "2.mp4")], sama.load_model(weights, "cpu"))
+    assert rows[2].clips == want.clips
+
+
+def test_a_manifest_that_cannot_be_read_says_why(tmp_path):
+    pq.write_table(pa.table({"a": [1], "b": [b"x"]}), tmp_path / "x.parquet")
+    (tmp_path / "x.jsonl").write_text('{"path": "a.mp4"}\n5\n')
+    (tmp_path / "y.parquet").write_bytes(b"nothing")
+    with pytest.raises(
+        InputError, match=r"x.parquet has no column of the names path, .*say which one \(--column\); it"
+    ):
+        Manifest(str(tmp_path / "x.parquet"))
+    with pytest.raises(InputError, match="has no column c; it has a, b"):
+        Manifest(str(tmp_path / "x.parquet"), column="c")
+    with pytest.raises(InputError, match="is no Parquet file"):
+        Manifest(str(tmp_path / "y.parquet"))
+    with pytest.raises(InputError, match="line 2: got '5', expected an object"):
+        list(Manifest(str(tmp_path / "x.jsonl")).files())
+    with pytest.raises(FileNotFoundError):
+        Manifest(str(tmp_path / "gone.csv"))
+    with pytest.raises(InputError, match=r"must end in .parquet, .csv, .jsonl"):
+        Manifest(str(tmp_path / "x.txt"))
+    assert list(Manifest(str(tmp_path / "x.parquet"), column="b").files()) == [Media("#0", b"x")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.mp4", "--ray"], "--ray writes a folder of parts: give --out a folder; got None"),
+        (["a.mp4", "--ray", "--out", "x.csv"], "--ray writes a folder of parts"),
+        (["a.mp4", "--ray", "--out", "x", "--random-weights"], "--random-weights and --ray do not go together"),
+        (["a.mp4", "--ray", "--out", "x", "--part-rows", "0"], "part_rows must be more than 0"),
+        (["a.mp4", "--manifest", "b.csv"], "give either PATHs or --manifest"),
+        ([], "give either PATHs or --manifest"),
+    ],
+)
+def test_options_that_do_not_go_together(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["score", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def by_path(rows):
+    return {one.path: dataclasses.replace(one, seconds=0) for one in rows}
+
+
+def command(*arguments):
+    environment = os.environ | {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    return [sys.executable, "-m", "sama.cli", "score", *map(str, arguments), "--device", "cpu"], environment
+
+
+@needs_ray
+def test_ray_gives_the_table_of_one_process_and_resumes(folder, weights, tmp_path):
+    pytest.importorskip("ray")
+    out = tmp_path / "parts"
+    expected = by_path(score_files(sorted(map(str, folder.glob("*.mp4"))), sama.load_model(weights, "cpu")))
+    some = [path for path in sorted(expected)][:3]
+    for paths in (some, [folder]):
+        words, environment = command(*paths, "--weights", weights, "--out", out, "--part-rows", 2, "--resume", "--ray")
+        done = subprocess.run(words, env=environment, capture_output=True, text=True)
+        assert done.returncode == (0 if paths is some else 1), done.stderr
+    assert "3 rows of an earlier run" in done.stderr
+    assert "6 scored, 1 failed; 4 of them now" in done.stderr
+    assert by_path(read_scores(str(out))) == expected
+    rows = [key for _, keys, _ in Parts(str(out)).contents() for key in keys]
+    assert len(rows) == len(set(rows)) == 7
+
+
+@needs_ray
+@pytest.mark.filterwarnings("ignore")
+def test_the_example_for_ray_scores_as_sama_does(folder, tmp_path):
+    pytest.importorskip("ray")
+    example = Path(__file__).parent.parent / "examples" / "score_with_ray.py"
+    _, environment = command()
+    subprocess.run(
+        [sys.executable, example, folder, tmp_path / "out"], env=environment, check=True, capture_output=True
+    )
+    got = {one["path"]: one["score"] for one in pq.read_table(tmp_path / "out").to_pylist()}
+    assert got == {
+        one.path: one.score for one in score_files(sorted(map(str, folder.glob("*.mp4"))), sama.load_model())
+    }
+
+
+@pytest.mark.skipif(not KILLS, reason="takes minutes: SAMA_RAY_KILLS=20 runs it so often")
+@pytest.mark.filterwarnings("ignore")
+def test_killed_workers_nodes_and_drivers_lose_nothing_and_double_nothing(folder, weights, tmp_path, monkeypatch):
+    """A local cluster of three nodes; at random moments `kill -9` of what scores, of a node, of the driver."""
+    pytest.importorskip("ray")
+    psutil = pytest.importorskip("psutil")
+    from ray.cluster_utils import Cluster
+
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for k in range(24):
+        (corpus / f"{k:02}.mp4").write_bytes((folder / f"{k % 6}.mp4").read_bytes())
+    expected = by_path(score_files(sorted(map(str, corpus.glob("*"))), sama.load_model(weights, "cpu")))
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    node = {"num_cpus": 1, "object_store_memory": 80 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    nodes = [cluster.add_node(**node) for _ in range(2)]
+    draw, kinds = random.Random(0), []
+    try:
+        for kill in range(KILLS):
+            out = tmp_path / f"parts-{kill}"
+            words, environment = command(
+                corpus, "--weights", weights, "--out", out, "--part-rows", 2, "--resume", f"--ray={cluster.address}"
+            )
+            driver = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            wait_for_parts(Parts(str(out)), draw.randrange(1, 9), driver)
+            kind = ("worker", "node", "driver")[kill % 3]
+            if kind == "worker":
+                mine = [one for one in psutil.Process().children(recursive=True) if scores(one)]
+                draw.choice(mine).send_signal(signal.SIGKILL)
+            elif kind == "node":
+                cluster.remove_node(nodes.pop(draw.randrange(2)), allow_graceful=False)
+                nodes.append(cluster.add_node(**node))
+            else:
+                driver.kill()
+            _, said = driver.communicate()
+            if kind == "driver":
+                driver = subprocess.run(words, env=environment, capture_output=True)
+                said = driver.stderr
+            assert driver.returncode == 0, said.decode()
+            assert by_path(read_scores(str(out))) == expected
+            keys = [key for _, keys, _ in Parts(str(out)).contents() for key in keys]
+            assert len(keys) == len(set(keys)) == 24
+            kinds.append(kind)
+    finally:
+        cluster.shutdown()
+    assert len(kinds) == KILLS
+
+
+def scores(process) -> bool:
+    """Whether a process of Ray's is an actor that scores; Ray writes its name in the place of the command."""
+    try:
+        return "PartScorer" in " ".join(process.cmdline())
+    except Exception:  # it has ended
+        return False
+
+
+def wait_for_parts(parts, least, process, seconds=300.0):
+    """Until so many parts are there, or a process has ended."""
+    end = time.monotonic() + seconds
+    while len(parts.names()) < least and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
