@@ -32,6 +32,9 @@ FASTEST = {  # by widest vectors of the processor and size of the network, the f
     ("AVX512", "pico"): ("openvino", "onnxruntime"),
     ("AVX2", "pico"): ("onnxruntime",),
 }
+NOT_OFFERED = {  # int8, by size of the network, with the reason (docs/benchmarks.md has the measurement)
+    "pico": "it would be 1.2 times as fast as engine openvino in float32, short of the 1.6 that drift is accepted for"
+}
 EXTRAS = {"onnxruntime": "export", "openvino": "openvino", INT8: "int8"}
 Tokens = Callable[[torch.Tensor], torch.Tensor]
 
@@ -69,6 +72,8 @@ def _int8_engine(name: str, device: torch.device, size: str) -> str:
         raise InputError(f"dtype int8 is computed by engine openvino; got engine {name}: give engine openvino or auto")
     if device.type != "cpu":
         raise DeviceError(f"dtype int8 is for a CPU; got device {device}: take bfloat16 or float16 there")
+    if size in NOT_OFFERED:
+        raise InputError(f"dtype int8 is not offered for networks of size {size}: {NOT_OFFERED[size]}; give float32")
     missing = [library for library in ("onnx", *RUNTIMES) if not find_spec(library)]
     if missing:
         raise MissingLibraryError(f'dtype int8 needs {", ".join(missing)}: pip install "sama-vqa[{EXTRAS[INT8]}]"')

@@ -1,11 +1,10 @@
 """`--dtype int8`: a network whose linear layers, and convolutions, multiply integers of 8 bits.
 
-The range of each layer's inputs is measured on collages (`sama.corpus.collage`), most of them degraded, sampled as
-files are. ONNX Runtime's quantiser writes the graph: inputs unsigned, one scale a layer; weights signed, one scale for
-each output, in 7 bits, so that processors that add products in 16 bits do not overflow. Attention, norms, the head and
-the first filters of a pico network, which look for differences of a grey level, stay in float32. OpenVINO computes it.
-
-Measuring takes from seconds to minutes, so a graph is kept in the user's cache folder.
+The range of each layer's inputs is measured, in the eager network, on collages (`sama.corpus.collage`), most of them
+degraded, sampled as files are. ONNX Runtime's quantiser writes the graph: inputs unsigned, one scale a layer; weights
+signed, one scale for each output, in 7 bits, so that processors that add products in 16 bits do not overflow. OpenVINO
+computes it. In float32 stay attention, norms, the head, and the first filters of a pico network, which look for
+differences of a grey level. Measuring takes from seconds to minutes: a graph is kept in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import hashlib
 import io
 import logging
 import os
-import tempfile
+import re
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -51,7 +50,7 @@ def int8_graph(model: QualityModel, layout: str) -> bytes:
     with contextlib.suppress(OSError):
         return kept.read_bytes()
     _log.warning("quantising the network, once")
-    content = quantised(proto, inputs(model))
+    content = quantised(proto, ranges(model, inputs(model)))
     with contextlib.suppress(OSError, OutputError):  # no folder can be written: next time it is made again
         kept.parent.mkdir(parents=True, exist_ok=True)
         replace_file(kept, content)
@@ -65,43 +64,69 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sama"
 
 
-def quantised(proto: Any, samples: list[torch.Tensor]) -> bytes:
-    """A graph of `sama.export` with 8-bit layers, serialised. samples: inputs to measure, each without a batch"""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+def ranges(model: QualityModel, samples: list[torch.Tensor]) -> dict[str, tuple[float, float]]:
+    """Least and largest input of every layer, by the layer's name. samples: each without a batch"""
+    found: dict[str, tuple[float, float]] = {}
 
-    source, each = proto.graph.input[0].name, iter(samples)
+    def measure(name: str, x: torch.Tensor) -> None:
+        least, most = found.get(name, (0.0, 0.0))
+        found[name] = min(least, float(x.min())), max(most, float(x.max()))
 
-    class Reader(CalibrationDataReader):
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            sample = next(each, None)
-            return None if sample is None else {source: sample[None].float().numpy()}
+    hooks = []
+    for name, module in model.module.named_modules():
+        if hasattr(module, "q_bias"):  # timm's attention, which takes its layer's weights alone
+            name, module = f"{name}.qkv", module
+        elif not isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            continue
+        hooks.append(module.register_forward_pre_hook(lambda _, inputs, name=name: measure(name, inputs[0])))
+    try:
+        with torch.inference_mode():
+            for sample in samples:
+                model.module(sample[None])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
-    with tempfile.TemporaryDirectory() as folder, _without_warnings():
-        path = os.path.join(folder, "int8.onnx")
-        quantize_static(
-            proto,
-            path,
-            Reader(),
-            quant_format=QuantFormat.QDQ,
+
+def quantised(proto: Any, measured: dict[str, tuple[float, float]]) -> bytes:
+    """A graph of `sama.export` with 8-bit layers, serialised. measured: as `ranges` gives it"""
+    import onnx
+    from onnxruntime.quantization import QDQQuantizer, QuantType, TensorData
+
+    known, nodes = {}, []
+    for node, layer in _layers(proto):
+        if layer in measured:
+            least, most = (np.float32(end) for end in measured[layer])
+            known[node.input[0]] = TensorData(lowest=np.array(least), highest=np.array(most))
+            nodes.append(node.name)
+    with _without_warnings():
+        quantizer = QDQQuantizer(
+            onnx.shape_inference.infer_shapes(proto),
             per_channel=True,
             reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=known,
+            nodes_to_quantize=nodes,
+            nodes_to_exclude=[],
             op_types_to_quantize=[*LAYERS],
-            nodes_to_quantize=[*_layers(proto)],
             extra_options={"OpTypesToExcludeOutputQuantization": [*LAYERS]},
         )
-        return Path(path).read_bytes()
+        quantizer.quantize_model()
+    content: bytes = quantizer.model.model.SerializeToString()
+    return content
 
 
-def _layers(proto: Any) -> Iterator[str]:
-    """Names of the nodes to quantise: products with weights, but those of the head and the first filters of a stem."""
+def _layers(proto: Any) -> Iterator[tuple[Any, str]]:
+    """Nodes to quantise, each with its layer's name: products with weights, but those of the head and the first filters
+    of a stem."""
     weights = {initializer.name for initializer in proto.graph.initializer}
     for node in proto.graph.node:
         if node.op_type in LAYERS and node.input[1] in weights:
-            name = node.input[1]
-            if not (name.startswith(("head.", "statistics.")) or ".stem.filters." in name):
-                yield node.name
+            name = node.input[1].removesuffix(".weight")
+            if not (name.startswith(("head.", "statistics.")) or name.endswith(".stem.filters")):
+                yield node, re.sub(r"(?<=\.qkv)\.[0-2]$", "", name)
 
 
 @contextlib.contextmanager
@@ -137,8 +162,8 @@ def _frames(size: tuple[int, int], count: int, rng: np.random.Generator) -> np.n
     width, height = size
     scene = collage(width + ROOM, height + ROOM, [], rng)
     ends = rng.uniform(0, ROOM, (2, 2))
-    strength, kind, seed = rng.random(), rng.integers(5), rng.integers(1 << 31)
-    frames = []
+    strength, kind, seed = rng.random(), int(rng.integers(5)), int(rng.integers(1 << 31))
+    frames: list[np.ndarray] = []
     for along in np.linspace(0, 1, count):
         x, y = (ends[0] + along * (ends[1] - ends[0])).astype(int)
         frame = scene.crop((x, y, x + width, y + height))

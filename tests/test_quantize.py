@@ -17,11 +17,12 @@ POINTS = 1.5  # that a score may move; 0.3 on average over the packaged models' 
 
 @pytest.fixture(scope="module", autouse=True)
 def kept(tmp_path_factory):
-    """A cache folder, and few inputs to measure."""
+    """A cache folder, few inputs to measure, and the smallest networks, for which int8 is not offered."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("SAMA_CACHE", str(folder))
-        patch.setattr(quantize, "SAMPLES", {"pico": 4})
+        patch.setattr(quantize, "SAMPLES", {"pico": 2})
+        patch.setattr(engines, "NOT_OFFERED", {})
         yield folder
 
 
@@ -65,8 +66,8 @@ def test_a_graph_is_made_once(int8, kept, monkeypatch, caplog):
 def test_where_nothing_can_be_kept_it_is_made_all_the_same(int8, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setenv("SAMA_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(quantize, "quantised", lambda proto, samples: b"graph")
-    monkeypatch.setattr(quantize, "inputs", lambda model: [])
+    monkeypatch.setattr(quantize, "quantised", lambda proto, measured: b"graph")
+    monkeypatch.setattr(quantize, "inputs", lambda model: [])  # nothing is measured
     assert quantize.int8_graph(int8, "video") == b"graph"
     assert caplog.messages == ["quantising the network, once"]
 
@@ -77,9 +78,13 @@ def test_measured_inputs_are_always_the_same(int8):
     assert not torch.equal(first[0], first[1])
 
 
-def test_int8_needs_its_engine_a_cpu_and_its_libraries(monkeypatch, capsys):
+def test_int8_needs_its_engine_a_cpu_its_libraries_and_a_network_that_gains(monkeypatch, capsys):
     cpu, pick = torch.device("cpu"), engines.pick_engine
-    assert pick("auto", cpu, "pico", "int8") == "openvino"
+    assert pick("auto", cpu, "tiny", "int8") == "openvino"
+    monkeypatch.setattr(engines, "NOT_OFFERED", {"pico": "it is slow"})
+    with pytest.raises(InputError, match="int8 is not offered for networks of size pico: it is slow; give float32"):
+        pick("openvino", cpu, "pico", "int8")
+    monkeypatch.setattr(engines, "NOT_OFFERED", {})
     with pytest.raises(InputError, match="dtype int8 is computed by engine openvino; got engine eager"):
         pick("eager", cpu, "pico", "int8")
     with pytest.raises(DeviceError, match="dtype int8 is for a CPU; got device cuda"):
