@@ -8,14 +8,13 @@ scale encoding: everything that a kernel can have. The exit status is 1 where re
 
 import argparse
 import itertools
-import json
 import re
 import sys
 from pathlib import Path
 
 import torch
 import triton
-from registers import resource_usage
+from registers import report, resource_usage
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -65,24 +64,17 @@ def main() -> int:
     parser.add_argument("--archs", default=",".join(map(str, ARCHS)), help="compute capabilities, 90 for 9.0")
     parser.add_argument("--match", default="", help="only kernels whose names (forward-float32) hold this expression")
     options = parser.parse_args()
-    rows = []
-    print(f"{'kernel':20} {'target':>7} {'block':>8} {'registers':>9} {'spilled':>7} {'shared':>7}")
-    for arch, dtype, name in itertools.product(map(int, options.archs.split(",")), DTYPES, KERNELS):
-        label = f"{name}-{dtype}"
-        if not re.search(options.match, label):
-            continue
-        row = {
-            "kernel": label,
+    rows = (
+        {
+            "kernel": f"{name}-{dtype}",
             "target": f"sm_{arch}",
             "triton": triton.__version__,
             **compile_kernel(name, dtype, arch),
         }
-        rows.append(row)
-        numbers = (row["registers"], row["spilled_bytes"], row["shared_bytes"])
-        print(f"{label:20} sm_{arch:<4} {row['block']:>8} {numbers[0]:9} {numbers[1]:7} {numbers[2]:7}", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    return 1 if any(row["spilled_bytes"] for row in rows) else 0
+        for arch, dtype, name in itertools.product(map(int, options.archs.split(",")), DTYPES, KERNELS)
+        if re.search(options.match, f"{name}-{dtype}")
+    )
+    return report(rows, ("kernel", "target", "block", "registers", "spilled_bytes", "shared_bytes"), options.json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -97,33 +99,33 @@ def resource_usage(cubin: bytes) -> dict[str, int]:
     return {"registers": fields["REG"], "spilled_bytes": spilled, "shared_bytes": fields["SHARED"]}
 
 
-def main():
+def report(rows: Iterable[dict[str, Any]], columns: Sequence[str], path: Path | None) -> int:
+    """Print some columns of rows as they come, and write the rows as JSON where there is a path. 1 where one spills."""
+    every = []
+    print(f"{columns[0]:44}", *columns[1:])
+    for row in rows:
+        every.append(row)
+        first, *values = (row[column] for column in columns)
+        cells = (f"{value:.1f}" if isinstance(value, float) else str(value) for value in values)
+        print(f"{first:44}", *(cell.rjust(len(column)) for cell, column in zip(cells, columns[1:])), flush=True)
+    if path:
+        path.write_text(json.dumps(every, indent=1) + "\n")
+    return 1 if any(row["spilled_bytes"] for row in every) else 0
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the rows there as well")
     parser.add_argument("--match", default="", help="only variants whose names this expression is found in")
     options = parser.parse_args()
-    rows = []
-    print(
-        f"{'variant':44} {'block':>5} {'warps':>5} {'registers':>9} {'spilled':>7} {'resident warps':>14} "
-        f"{'instructions/pixel':>18}"
+    about = {"target": f"sm_{TARGET.arch}", "triton": triton.__version__}
+    rows = (
+        {"variant": name, **about, **compile_variant(**arguments)}
+        for name, arguments in variants()
+        if re.search(options.match, name)
     )
-    for name, arguments in variants():
-        if not re.search(options.match, name):
-            continue
-        row = {
-            "variant": name,
-            "target": f"sm_{TARGET.arch}",
-            "triton": triton.__version__,
-            **compile_variant(**arguments),
-        }
-        rows.append(row)
-        print(
-            f"{name:44} {row['block']:5} {row['num_warps']:5} {row['registers']:9} {row['spilled_bytes']:7} "
-            f"{row['warps_resident']:14} {row['instructions_per_pixel']:18.1f}"
-        )
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    return 1 if any(row["spilled_bytes"] for row in rows) else 0
+    usage = ("registers", "spilled_bytes", "warps_resident", "instructions_per_pixel")
+    return report(rows, ("variant", "block", "num_warps", *usage), options.json)
 
 
 if __name__ == "__main__":

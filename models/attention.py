@@ -298,7 +298,8 @@ def attention_for_training(
     """The faster attention for training: "fused" in 16 bits on a GPU, where it can be had; else "plain".
 
     On an H200, forward and backward of a layer took 11.3 ms in place of 18.2 in a Swin-T's first stage and 3.9 in place
-    of 9.6 in its third (bfloat16, 8 clips); in float32 half as long again (`bench/results/gpu-h200-attention-speed.csv`).
+    of 9.6 in its third (bfloat16, 8 clips); in float32 they took half as long again
+    (`bench/results/gpu-h200-attention-speed.csv`).
     """
     has_gates = any(isinstance(part, Attention) for part in model.modules())
     can = device.type == "cuda" and dtype.itemsize == 2 and not compiled and find_spec("triton") is not None

@@ -75,7 +75,7 @@ def load_weights(model: Model, weights: str | os.PathLike[str] | Mapping[str, An
     """
     checkpoint = _read(weights)
     source = _recognise(checkpoint)
-    if source.kind != model.kind and source.mark != _PICO:
+    if source.kind not in (None, model.kind):
         raise CheckpointError(
             f"{checkpoint.name} is of {_an(source.kind)} model ({source.name}), got {_an(model.kind)} model: "
             f"load it into {MODELS[source.kind].__name__}"
@@ -103,9 +103,9 @@ def build(path: str | os.PathLike[str], *, mode: str | None = None) -> Built:
                 f"{checkpoint.name}: got kind {metadata.get('kind')!r}, expected one of {list(MODELS)}"
             )
     else:
-        metadata = {"kind": source.kind, "size": "tiny", "options": {}, "mode": source.mode, **SETTINGS[source.kind]}
-        if source.name == OWN:
+        if source.name == OWN or source.kind is None:
             raise CheckpointError(f"{checkpoint.name} has our names but no metadata: make the model, then load_weights")
+        metadata = {"kind": source.kind, "size": "tiny", "options": {}, "mode": source.mode, **SETTINGS[source.kind]}
         if source.mode is None:
             metadata["mode"], why = _sama_or_fast_vqa(checkpoint)
             if mode is None:
@@ -183,7 +183,7 @@ class _Source:
     """Where checkpoints come from: how to recognise them, and how to rename their keys."""
 
     name: str
-    kind: str
+    kind: str | None  # of model; None where both kinds have these names
     mark: str  # a key that only this source has
     rename: Callable[[str], str | None]  # a key of the file to ours; None drops it
     mode: str | None = "sama"
@@ -236,9 +236,9 @@ def _replace_prefix(name: str, prefixes: dict[str, str]) -> str | None:
     return None
 
 
-_PICO = "backbone.stem.filters.weight"
 _V2 = "layers.0.blocks.0.attn.logit_scale"
 _SOURCES = (  # the first whose mark a file has
+    _Source(OWN, None, "backbone.stem.filters.weight", _own),
     _Source(OWN, "video", "backbone.patch_embed.proj.weight", _own, ndim=2),
     _Source(OWN, "video", "statistics.proj.weight", _own),
     _Source("SAMA or FAST-VQA", "video", "fragments_backbone.patch_embed.proj.weight", _sama, None),
@@ -253,8 +253,6 @@ _SOURCES = (  # the first whose mark a file has
 
 
 def _recognise(checkpoint: _Checkpoint) -> _Source:
-    if _PICO in checkpoint.tensors:  # the same names in both kinds of model
-        return _Source(OWN, str(checkpoint.metadata.get("kind", "video")), _PICO, _own)
     for source in _SOURCES:
         marked = checkpoint.tensors.get(source.mark)
         if marked is not None and source.ndim in (None, marked.ndim):

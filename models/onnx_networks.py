@@ -6,7 +6,7 @@ compute what depends on weights alone once, when they load the file. Tensors are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -32,11 +32,12 @@ class Network:
     """Builds the graph of a network for clips of `steps` temporal positions.
 
     free: the number of temporal positions is free, in whole windows, from `steps` on, which are two windows
+    single: the batch is one, and attention is cut into parts of four axes, which runtimes compute in one pass
     """
 
-    def __init__(self, steps: int, *, free: bool = False) -> None:
+    def __init__(self, steps: int, *, free: bool = False, single: bool = False) -> None:
         self.graph = Graph()
-        self.steps, self.free = steps, free
+        self.steps, self.free, self.single = steps, free, single
         self.batch = ""  # name of the batch's size, int64 [1]
 
     def map(self, x: str, *sizes: int, steps: int | None = None) -> str:
@@ -142,6 +143,8 @@ class Network:
             x = g.pad(x, [*[0] * 6, *(p - s for p, s in zip(windows.padded, windows.size)), 0])
         long, shift, seam = windows.window[0], windows.shift[0], windows.seam
         bias = self.bias(part, windows, grid, name)
+        if self.single:
+            return self.parts(x, part, windows, bias, name)
         if shift:
             x = g.roll(x, 1, -shift)
             halves = [g.cut(g.cut(bias, 2, *ends), 3, *ends) for ends in ((0, seam), (seam, END))]
@@ -181,6 +184,33 @@ class Network:
         x = g.linear(x, part.proj, f"{name}.proj")
         x = g.rows(g.reshape(x, -1, count * length, width), torch.argsort(order.flatten()), 1)
         return self.map(x, *size, width, steps=steps)
+
+    def parts(self, x: str, part: Attention, windows: Windows, bias: str, name: str) -> str:
+        """Attention within the windows of one padded map, without rolling it: each slab, and each side of a seam, takes
+        its tokens by their numbers."""
+        g, (heads, width) = self.graph, (part.heads, part.proj.in_features)
+        x = g.reshape(x, prod(windows.padded), width)
+        scale = torch.ones(3 * width)
+        scale[:width] = (width // heads) ** -0.5
+        q, k, v = (g.linear(x, *third) for third in _thirds(part.qkv, scale, f"{name}.qkv"))
+        slabs = [*window_rows(windows)]  # each [W, L]
+        biases, seam = [bias] * len(slabs), windows.seam
+        if seam:
+            ends = (0, seam), (seam, END)
+            slabs[-1:] = slabs[-1].tensor_split([seam], 1)
+            biases[-1:] = [g.cut(g.cut(bias, 2, *side), 3, *side) for side in ends]
+        out = []
+        for rows, its_bias in zip(slabs, biases):
+            sizes = *rows.shape, heads, width // heads
+            q1, k1, v1 = (g.reshape(g.rows(y, rows.flatten(), 0), *sizes) for y in (q, k, v))
+            logits = g.op("MatMul", g.transpose(q1, 0, 2, 1, 3), g.transpose(k1, 0, 2, 3, 1))
+            p = g.op("Softmax", g.op("Add", logits, its_bias), axis=-1)
+            y = g.op("MatMul", p, g.transpose(v1, 0, 2, 1, 3))  # [W, heads, L, D]
+            out.append(g.reshape(g.transpose(y, 0, 2, 1, 3), -1, width))
+        places = torch.argsort(torch.cat([rows.flatten() for rows in slabs]))
+        places = windows.crop(places.view(1, *windows.padded))
+        x = out[0] if len(out) == 1 else g.concat(*out, axis=0)
+        return g.linear(g.rows(x, places, 0), part.proj, f"{name}.proj")
 
     def bias(self, part: Attention, windows: Windows, grid: tuple[int, int], name: str) -> str:
         """As `Attention._build_bias` builds it: `[W, heads, L, L]`, or `[1, heads, L, L]`."""
@@ -250,26 +280,34 @@ class Network:
 
 
 def video_graph(
-    model: VideoQuality, *, layout: OutputLayout, frames: int, height: int, width: int, scale: Mapping[str, Any] | None
+    model: VideoQuality,
+    *,
+    layout: OutputLayout,
+    frames: int,
+    height: int,
+    width: int,
+    scale: Mapping[str, Any] | None,
+    single: bool = False,
 ) -> ModelProto:
     """The graph of a video model: `clip` to `tokens` `[B, 1, T/2, h, w]` and `score` `[B]`.
 
     layout: of the clip, "video" `[B, 3, frames, height, width]` or "patches" `[B, T/2, H/4, W/4, 96]`
     scale: `least` and `most` of the score, if it is kept within
-    The batch is free, and so is the length where `length_is_free`.
+    The batch is free, and so is the length where `length_is_free`; with `single` the batch is one and nothing is free,
+    which runtimes compute faster.
     """
     size = ceil_div(height, PATCH[1]), ceil_div(width, PATCH[2])
-    free = length_is_free(model, frames)
+    free = length_is_free(model, frames) and not single
     steps = 2 * WINDOW[0] if free else ceil_div(frames, PATCH[0])
-    net = Network(steps, free=free)
-    g = net.graph
+    net = Network(steps, free=free, single=single)
+    g, batch = net.graph, 1 if single else "batch"
     if free:
         net.batch = g.cut(g.op("Shape", "clip"), 0, 0, 1)
     if layout == "patches":
-        shape: list[int | str] = ["batch", "pairs" if free else steps, *size, PATCH_VALUES]
+        shape: list[int | str] = [batch, "pairs" if free else steps, *size, PATCH_VALUES]
         x = whole = "clip"
     else:
-        shape = ["batch", 3, "frames" if free else frames, height, width]
+        shape = [batch, 3, "frames" if free else frames, height, width]
         x = whole = net.patches("clip", frames, height, width)
         if frames % PATCH[0]:  # zeros after the last frame would count as a change
             repeated = g.concat("clip", g.cut("clip", 2, -1), axis=2)
@@ -285,7 +323,7 @@ def video_graph(
         score = g.reshape(score, -1, 1, 1, 1, 1)
         other = tokens or g.constant(torch.zeros(1, 1, steps, 1, 1))
         tokens = g.op("Add", other, score)
-    sizes = ["batch", 1, "steps" if free else steps, *map_size]
+    sizes = [batch, 1, "steps" if free else steps, *map_size]
     return finish(g, tokens, ("clip", shape), sizes, scale)
 
 
@@ -297,10 +335,15 @@ def length_is_free(model: VideoQuality, frames: int) -> bool:
     return whole and model.statistics is None and not model.options["scale_excitation"]
 
 
-def image_graph(model: ImageQuality, *, height: int, width: int, scale: Mapping[str, Any] | None) -> ModelProto:
-    """The graph of an image model: `image` `[B, 3, height, width]` to `tokens` `[B, N]` and `score` `[B]`."""
-    net = Network(1)
-    g = net.graph
+def image_graph(
+    model: ImageQuality, *, height: int, width: int, scale: Mapping[str, Any] | None, single: bool = False
+) -> ModelProto:
+    """The graph of an image model: `image` `[B, 3, height, width]` to `tokens` `[B, N]` and `score` `[B]`.
+
+    The batch is free; with `single` it is one.
+    """
+    net = Network(1, single=single)
+    g, batch = net.graph, 1 if single else "batch"
     if isinstance(model.backbone, Swin3D):
         still = g.op("Unsqueeze", "image", g.constant([2]))
         x = net.patches(g.concat(*[still] * PATCH[0], axis=2), PATCH[0], height, width)
@@ -310,7 +353,16 @@ def image_graph(model: ImageQuality, *, height: int, width: int, scale: Mapping[
         x = backbone(g, "image", model.backbone, "backbone")
     count = height // TOKEN * (width // TOKEN)
     tokens = g.reshape(net.head(x, model.head, "head"), -1, count)
-    return finish(g, tokens, ("image", ["batch", 3, height, width]), ["batch", count], scale)
+    return finish(g, tokens, ("image", [batch, 3, height, width]), [batch, count], scale)
+
+
+def _thirds(layer: nn.Linear, scale: Tensor, name: str) -> Iterator[tuple[nn.Linear, str]]:
+    """Queries, keys and values as layers of their own, each with its name. scale: factors of the outputs"""
+    for k, (weight, bias, factor) in enumerate(zip(layer.weight.chunk(3), layer.bias.chunk(3), scale.chunk(3))):
+        third = nn.Linear(layer.in_features, len(weight))
+        third.weight.copy_(weight * factor[:, None])
+        third.bias.copy_(bias * factor)
+        yield third, f"{name}.{k}"
 
 
 def _order(windows: Windows) -> Tensor:

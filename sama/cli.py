@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 ENGINES = ("eager", "compile", "onnxruntime", "openvino", "auto")  # of `sama.engines`
-DTYPES = ("float32", "tf32", "bfloat16", "float16")
+DTYPES = ("float32", "tf32", "bfloat16", "float16", "int8")
 SCORING_WORKERS = "files decoded at the same time (half of the cores, at most 4; 3 for each decoding engine of a GPU)"
 SCORING_PROCESSES = (
     "processes that score, each with the model (one for each decoding engine of a GPU, if the files are many; else 1)"
@@ -197,7 +197,10 @@ def _add_model(command: ArgumentParser) -> None:
     command.add_argument("--mode", type=str, help="sampling mode, in place of the checkpoint's")
     command.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
     command.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="precision of the model; tf32: on a GPU only"
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="precision of the model; tf32: on a GPU only; int8: on a CPU, with engine openvino",
     )
     engines = "on a CPU: eager, compile, onnxruntime, openvino, or auto; eager is the reference"
     command.add_argument("--engine", choices=ENGINES, default="eager", help=engines)

@@ -137,8 +137,11 @@ def parity(model: QualityModel, x: torch.Tensor, run: Run) -> float:
 Run = Callable[["torch.Tensor"], tuple[Any, Any]]
 
 
-def graph(model: QualityModel, layout: str) -> Any:
-    """The network of a model as an ONNX graph. `MissingLibraryError` without onnx."""
+def graph(model: QualityModel, layout: str, *, single: bool = False) -> Any:
+    """The network of a model as an ONNX graph. `MissingLibraryError` without onnx.
+
+    single: for a batch of one and clips of one length, which runtimes compute faster
+    """
     if find_spec("onnx") is None:
         raise MissingLibraryError(f"an ONNX graph needs the package onnx: {INSTALL}")
     import torch
@@ -147,7 +150,7 @@ def graph(model: QualityModel, layout: str) -> Any:
     from sama.models.onnx_networks import image_graph, video_graph
 
     height, width = model.sampler.size
-    sizes: dict[str, Any] = {"height": height, "width": width, "scale": model.metadata.get("scale")}
+    sizes: dict[str, Any] = {"height": height, "width": width, "scale": model.metadata.get("scale"), "single": single}
     with torch.no_grad():
         if isinstance(model.module, ImageQuality):
             return image_graph(model.module, **sizes)

@@ -25,7 +25,7 @@ import sama
 from sama.decode import decode_with
 from sama.decode.images import read_image
 from sama.devices import pick_device
-from sama.engines import RUNTIMES, label, pick_engine, tokens_of
+from sama.engines import INT8, RUNTIMES, label, pick_engine, tokens_of
 from sama.errors import CheckpointError, InputError, MissingFileError, NoWeightsError
 from sama.files import IMAGE_SUFFIXES, check_kind, suffix
 from sama.graphs import Graphs
@@ -96,7 +96,8 @@ def load_model(
         videos, "packaged-image" that for images
     device: "auto" is the GPU where there is one, else the CPU; "cpu", "cuda", "cuda:1", ...
     mode: sampling mode in place of the checkpoint's
-    dtype: precision of the network, "float32", "tf32", "bfloat16" or "float16" (`sama.models.precision`)
+    dtype: precision of the network, "float32", "tf32", "bfloat16" or "float16" (`sama.models.precision`); "int8" on a
+        CPU, with engine "openvino" or "auto" (`sama.quantize`)
     attention: "plain", or on a GPU "fused" (`sama.kernels.attention`), which was not yet measured on one
     engine: what computes the network on a CPU, "eager", "compile", "onnxruntime", "openvino" or "auto"
         (`sama.engines`)
@@ -277,14 +278,15 @@ class QualityModel:
         compile = compile or self.engine == "compile"
         if compile and self.engine in RUNTIMES:
             raise InputError(f"compile is for torch; got engine {engine!r}")
-        check_precision(dtype, self.device, compiled=compile)
+        check_precision("float32" if dtype == INT8 else dtype, self.device, compiled=compile)
         check_metadata(metadata, name)
         self.module = module.to(self.device)
         choose_attention(self.module, attention, self.device, compiled=compile)
         if compile:
             self.module.compile()
         self.metadata, self.name, self.report, self.sha256 = metadata, name, report, sha256
-        self.precision, self.dtype, self.compiled, self.attention = dtype, DTYPES[dtype], compile, attention
+        self.precision, self.compiled, self.attention = dtype, compile, attention
+        self.dtype = DTYPES.get(dtype, torch.float32)  # of int8 what goes in and comes out
         grid, fragment = tuple(metadata["grid"]), tuple(metadata["fragment"])
         self.sampler: VideoSampler | ImageSampler
         if self.kind == "image":

@@ -38,11 +38,17 @@ def test_a_runtime_scores_as_eager_does_and_its_rows_say_so(engine, pixels):
 
 def test_auto_takes_what_was_measured_to_be_faster_and_is_installed(monkeypatch):
     pick = engines.pick_engine
-    monkeypatch.setattr(engines, "installed", lambda engine: engine == "onnxruntime")
-    assert pick("auto", CPU, "pico", "float32") == "onnxruntime"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(engines, "installed", lambda engine: True)
+    assert pick("auto", CPU, "pico", "float32") == "openvino"
     assert pick("auto", CPU, "tiny", "float32") == "eager"
     assert pick("auto", CPU, "pico", "bfloat16") == "eager"
     assert pick("auto", GPU, "pico", "float32") == "eager"
+    monkeypatch.setattr(engines, "installed", lambda engine: engine == "onnxruntime")
+    assert pick("auto", CPU, "pico", "float32") == "onnxruntime"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(engines, "installed", lambda engine: True)
+    assert pick("auto", CPU, "pico", "float32") == "onnxruntime"
     monkeypatch.setattr(engines, "installed", lambda engine: False)
     assert pick("auto", CPU, "pico", "float32") == "eager"
 

@@ -150,6 +150,28 @@ def test_clips_of_any_size(options, frames, side):
         assert np.abs(score - model.score(x[:count]).detach().numpy()).max() < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("options", "frames", "side"),
+    [
+        ({"size": "nano", "scale_bias": True}, 20, 90),  # shifted along all axes; both windows and patches are padded
+        ({"size": "pico"}, 48, 160),  # three slabs
+        ({"size": "pico"}, 2, 96),
+    ],
+    ids=["nano-20x90", "pico-48x160", "pico-2x96"],
+)
+def test_graphs_of_a_single_clip_cut_attention_into_parts(options, frames, side):
+    model = trained(VideoQuality(**options, grid=(3, 3)))
+    with torch.no_grad():
+        graph = video_graph(model, layout="video", frames=frames, height=side, width=side, scale=None, single=True)
+    x = torch.randn(1, 3, frames, side, side)
+    with torch.inference_mode():
+        expected = model(x)
+    assert expected.std() > 0.01
+    tokens, _ = run(graph, x)
+    assert tokens.shape == expected.shape
+    assert np.abs(tokens - expected.numpy()).max() < 1e-4
+
+
 @pytest.mark.parametrize("layout", ["video", "patches"])
 def test_the_length_of_a_clip_is_free_in_whole_windows(layout):
     model = trained(VideoQuality("pico", grid=(2, 2)))
