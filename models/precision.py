@@ -5,7 +5,10 @@ tf32        on a GPU from Ampere on: float32 whose matrix products round their i
 bfloat16    autocast; on a CPU too
 float16     likewise
 
-Float32 is the default everywhere. What the others change of a score on a GPU has not been measured.
+By default scores are computed in float32 on a CPU and in float16 on a GPU (`default_precision`). On an H200, where 16
+bits took a third of the time of float32, float16 changed the packaged model's scores of 24 clips by at most 0.004 of
+100 points, TF32 by as much, and bfloat16 by 0.026 (`bench/results/gpu-h200-drift.csv`). A clip whose activations are
+too large for float16 is computed again in float32.
 """
 
 from __future__ import annotations
@@ -23,7 +26,14 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+VOLTA = (7, 0)  # the first compute capability whose matrix units compute in float16
 AMPERE = (8, 0)  # the first compute capability with TF32
+
+
+def default_precision(device: torch.device) -> str:
+    """The precision of scores where none is asked for."""
+    fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= VOLTA
+    return "float16" if fast else "float32"
 
 
 def check_precision(name: str, device: torch.device, *, compiled: bool = False) -> None:

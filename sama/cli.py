@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 ENGINES = ("eager", "compile", "onnxruntime", "openvino", "auto")  # of `sama.engines`
-DTYPES = ("float32", "tf32", "bfloat16", "float16", "int8")
+DTYPES = ("auto", "float32", "tf32", "bfloat16", "float16", "int8")
 SCORING_WORKERS = "files decoded at the same time (half of the cores, at most 4; 3 for each decoding engine of a GPU)"
 SCORING_PROCESSES = (
     "processes that score, each with the model (one for each decoding engine of a GPU, if the files are many; else 1)"
@@ -199,14 +199,12 @@ def _add_model(command: ArgumentParser) -> None:
     command.add_argument(
         "--dtype",
         choices=DTYPES,
-        default="float32",
-        help="precision of the model; tf32: on a GPU only; int8: on a CPU, with engine openvino",
+        default="auto",
+        help="precision of the model; auto: float16 on a GPU, else float32; int8: on a CPU, with engine openvino",
     )
     engines = "on a CPU: eager, compile, onnxruntime, openvino, or auto; eager is the reference"
     command.add_argument("--engine", choices=ENGINES, default="eager", help=engines)
-    command.add_argument(
-        "--attention", choices=("plain", "fused"), default="plain", help="fused: one kernel, on a GPU, not measured yet"
-    )
+    command.add_argument("--attention", choices=("plain", "fused"), default="plain", help="fused: one kernel, on a GPU")
     command.add_argument(
         "--compile", action="store_true", help="compile the model first: minutes, for thousands of clips"
     )

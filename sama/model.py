@@ -33,7 +33,7 @@ from sama.kernels.layout import OutputLayout, fits_patches
 from sama.limits import Guard, Limits
 from sama.models import ImageQuality, LoadReport, VideoQuality
 from sama.models.attention import choose_attention
-from sama.models.precision import DTYPES, check_precision, computing
+from sama.models.precision import DTYPES, check_precision, computing, default_precision
 from sama.plan import frame_indices
 from sama.sampler import ImageSampler, VideoSampler
 
@@ -85,7 +85,7 @@ def load_model(
     device: str = "auto",
     *,
     mode: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
     compile: bool = False,
     attention: str = "plain",
     engine: str = "eager",
@@ -97,8 +97,8 @@ def load_model(
     device: "auto" is the GPU where there is one, else the CPU; "cpu", "cuda", "cuda:1", ...
     mode: sampling mode in place of the checkpoint's
     dtype: precision of the network, "float32", "tf32", "bfloat16" or "float16" (`sama.models.precision`); "int8" on a
-        CPU, with engine "openvino" or "auto" (`sama.quantize`)
-    attention: "plain", or on a GPU "fused" (`sama.kernels.attention`), which was not yet measured on one
+        CPU, with engine "openvino" or "auto" (`sama.quantize`); "auto" is float16 on a GPU, float32 on a CPU
+    attention: "plain", or on a GPU "fused" (`sama.kernels.attention`), which scores as fast in less memory
     engine: what computes the network on a CPU, "eager", "compile", "onnxruntime", "openvino" or "auto"
         (`sama.engines`)
     All errors are `sama.SamaError`: `NoWeightsError` where the packaged file is missing or a file has no quality head,
@@ -266,7 +266,7 @@ class QualityModel:
         name: str,
         device: str | torch.device = "auto",
         *,
-        dtype: str = "float32",
+        dtype: str = "auto",
         compile: bool = False,
         attention: str = "plain",
         engine: str = "eager",
@@ -274,6 +274,7 @@ class QualityModel:
         sha256: str | None = None,
     ) -> None:
         self.device = pick_device(device)
+        dtype = default_precision(self.device) if dtype == "auto" else dtype
         self.engine = pick_engine(engine, self.device, module.size, dtype)
         compile = compile or self.engine == "compile"
         if compile and self.engine in RUNTIMES:
@@ -428,20 +429,24 @@ class QualityModel:
         return self.dtype if rounds and self.device.type == "cuda" else torch.float32
 
     def _tokens(self, samples: torch.Tensor) -> torch.Tensor:
-        if self._by_runtime is not None:
-            return self._by_runtime(samples)
-        with computing(self.precision, self.device):
+        return self._by_runtime(samples) if self._by_runtime is not None else self._computed(samples, self.precision)
+
+    def _computed(self, samples: torch.Tensor, precision: str) -> torch.Tensor:
+        with computing(precision, self.device):
             tokens: torch.Tensor = self.module(samples)
         return tokens
 
     @torch.inference_mode()
     def token_maps(self, samples: torch.Tensor) -> torch.Tensor:
         """The values of the model on its tokens, float32 on the CPU: [B, T/2, h, w] of clips, [B, h, w] of images."""
-        tokens = self.graphs(samples.to(self.device, non_blocking=True))
+        tokens = self.graphs(samples.to(self.device, non_blocking=True)).float().cpu()
+        if self.precision == "float16":  # each sample for itself, so that its value does not depend on the others
+            for n in (~tokens.flatten(1).isfinite().all(1)).nonzero().flatten().tolist():
+                tokens[n] = self._computed(samples[n : n + 1].to(self.device).float(), "float32")[0].float().cpu()
         if self.kind == "video":
-            return tokens[:, 0].float().cpu()
+            return tokens[:, 0]
         side = round(tokens.shape[1] ** 0.5)
-        return tokens.float().cpu().unflatten(1, (side, side))
+        return tokens.unflatten(1, (side, side))
 
     def values(self, samples: Sequence[torch.Tensor], batch: int | None = None) -> list[float]:
         """One score for each sample. With `batch`, fewer samples are padded to it, so that the shape never changes."""

@@ -160,6 +160,8 @@ class _Team:
             if not process.finished:
                 self._lose(process)
             process.close()
+            if self.suspects and not any(other.alone for other in self.team):
+                self.team.append(_Process(self.parts, process.settings, self.threads, alone=True))
             return
         if isinstance(said, Exception):
             raise said
@@ -208,8 +210,6 @@ class _Team:
             self.suspects.extend(process.files.items())
             if not (self.over or process.alone):
                 self.team.append(_Process(self.parts, process.settings, self.threads))
-        if self.suspects and not any(other.alone for other in self.team):
-            self.team.append(_Process(self.parts, process.settings, self.threads, alone=True))
 
 
 def _serve(connection: Connection, parts: bytes, settings: dict[str, Any], threads: int) -> None:

@@ -7,7 +7,7 @@ from sama.errors import DeviceError, InputError
 from sama.model import random_model
 from sama.models import VideoQuality, precision, swin3d
 from sama.models.heads import exactly
-from sama.models.precision import DTYPES, check_precision, computing
+from sama.models.precision import DTYPES, check_precision, computing, default_precision
 from sama.training.config import Config, Data
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -121,3 +121,29 @@ def test_inputs_of_16_bits_where_the_network_rounds_them_anyway(monkeypatch):
     assert scorer._input_dtype() == torch.float32
     scorer.dtype, scorer.module = torch.bfloat16, VideoQuality("nano")
     assert scorer._input_dtype() == torch.float32
+
+
+def test_a_gpu_scores_in_float16_by_default(monkeypatch):
+    assert default_precision(CPU) == "float32"
+    for capability, expected in (((7, 0), "float16"), ((9, 0), "float16"), ((6, 1), "float32")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
+        assert default_precision(CUDA) == expected
+
+
+def test_what_is_too_large_for_float16_is_computed_in_float32():
+    """Each clip for itself: the others keep the values that they have without it."""
+    models = [random_model(device="cpu", dtype=dtype) for dtype in ("float16", "float32")]
+    for model in models:
+        model.module = VideoQuality("nano", grid=(2, 2)).eval()
+        torch.manual_seed(0)
+        for parameter in model.module.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        model.module.backbone.layers[0].blocks[0].mlp.fc2.weight.data.mul_(3e5)
+        model.metadata |= {"clip_len": 4}
+    clips = [torch.randn(3, 4, 32, 32), torch.zeros(3, 4, 32, 32)]
+    half, full = (model.token_maps(torch.stack(clips)) for model in models)
+    assert half.isfinite().all()
+    assert torch.equal(half[0], models[0].token_maps(clips[0][None])[0])
+    assert (half - full).abs().max() <= 2e-3 * full.abs().max()
+    with computing("float16", CPU), torch.inference_mode():
+        assert not models[0].module(torch.stack(clips)).isfinite().all()
