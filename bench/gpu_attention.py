@@ -47,7 +47,7 @@ TINY = [  # the stages of a Swin-T for a clip of 32 frames
     Layer((16, 7, 7), 768, 24, False),
 ]
 ODD = Layer((9, 17, 24), 64, 2, True)
-SMALL = Layer((2, 7, 7), 16, 1, False)
+SMALL = Layer((2, 3, 3), 16, 1, False)
 
 
 def attention(run: Run) -> None:
