@@ -145,6 +145,8 @@ def _add_corpus(commands: Any) -> None:
     corpus.add_argument("--frames", type=int, default=64, metavar="N", help="frames of a clip")
     images = "still images in place of clips, this many of each content (1 where no number follows)"
     corpus.add_argument("--images", type=int, nargs="?", const=1, default=0, metavar="N", help=images)
+    looks = "share of contents that look as other cameras' do: softer, noisier"
+    corpus.add_argument("--looks", type=float, default=0.0, metavar="SHARE", help=looks)
     corpus.add_argument("--sizes", type=str, default="", metavar="360,720,...", help="rows of a frame, 360 to 2160")
     corpus.add_argument("--kinds", type=str, default="", metavar="NAME,...", help="kinds of degradation (all)")
     corpus.add_argument("--unseen", type=str, default="", metavar="NAME,...", help="kinds for the test split only")

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from sama.corpus.camera import move, pan, vary_look, yuv_planes
+from sama.corpus.camera import move, pan, take, vary_look, yuv_planes
 from sama.corpus.degrade import blur, motion_blur, noise, resize, seeded, stutter
 from sama.corpus.i420 import luma, split_planes
 from sama.corpus.label import HALF_DELAY, HALF_DISTORTION, TYPICAL, Measured, gmsd, measure, ms_ssim, quality, register
@@ -134,3 +134,31 @@ def test_contents_to_train_on_have_a_random_look():
     flicker = [np.abs(np.diff(luma(frames).astype(float), axis=0)).mean() for frames in looks]
     assert min(flicker) < 0.2
     assert max(flicker) > 0.5
+
+
+def test_each_camera_has_a_look_of_its_own():
+    """Softer and noisier in some cases; noise is new in every frame, stronger in the light, and sharpened with the
+    picture; all of it the same from the same seed, and within the limited range."""
+    still = pan(yuv_planes(photograph(locate(SOURCES["coffee"]))), (480, 320), 2, seeded("coffee"), pace=0)
+    still = still[[0, 0]]
+    looks = [take(still, np.random.default_rng(seed)) for seed in range(16)]
+    assert np.array_equal(looks[3], take(still, np.random.default_rng(3)))
+    assert {(frames.shape, frames.dtype) for frames in looks} == {(still.shape, still.dtype)}
+    assert max(np.mean((plane < 16) | (plane > 235)) for plane in map(luma, looks)) < 0.02  # of a light compression
+    noise = [np.abs(np.diff(luma(frames).astype(float), axis=0)).mean() for frames in looks]
+    assert min(noise) < 0.2
+    assert max(noise) > 1
+    quiet = np.argsort(noise)[:5]  # detail of the others is their noise
+    edges = [np.abs(np.diff(luma(looks[n])[0].astype(float))).mean() / luma(looks[n])[0].std() for n in quiet]
+    before = np.abs(np.diff(luma(still)[0].astype(float))).mean() / luma(still)[0].std()
+    assert min(edges) < 0.9 * before
+
+    ramp = np.full((2, 480, 256), 128, np.uint8)
+    luma(ramp)[:] = np.linspace(30, 220, 256)
+    grows = []
+    for seed in range(16):
+        change = np.abs(np.diff(luma(take(ramp, np.random.default_rng(seed))).astype(float), axis=0))
+        if change.mean() > 0.5:
+            grows.append(change[..., 160:240].mean() / change[..., 16:96].mean())
+    assert len(grows) > 4
+    assert max(grows) > 1.15

@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from sama.corpus.codec import Stream, write_video
 from sama.errors import InputError
 from sama.labels import Item
 from sama.models import save_weights
-from sama.training import loop
+from sama.training import cache, loop
 from sama.training.augment import augment
 from sama.training.cache import CachedFeed
 from sama.training.config import Config, Data, Model, Optim, Sampling
@@ -181,6 +182,26 @@ def test_the_cache_measures_each_draw_once(versions, tmp_path):
     for n, x in all_inputs(without).items():
         torch.testing.assert_close(x, all_inputs(cached)[n], rtol=0, atol=0)
     assert len(next(iter(cached.epoch()))) == BATCH
+
+
+def test_what_was_measured_before_an_interruption_is_kept(versions, tmp_path, monkeypatch):
+    files = [str(versions / f"{k}-{name}.mp4") for k in (0, 1) for name in ("pristine", "a", "b")]
+    references, measured = [f"{file.rsplit('-', 1)[0]}-pristine.mp4" for file in files], []
+
+    def measuring(*arguments, stop=None):
+        if len(measured) == stop:
+            raise KeyboardInterrupt
+        measured.append(arguments)
+        return measure(*arguments)
+
+    monkeypatch.setattr(cache, "SAVE_EVERY", 0)
+    monkeypatch.setattr(cache, "measure", partial(measuring, stop=BATCH + 1))
+    with pytest.raises(KeyboardInterrupt):
+        CachedFeed(feed(files), tmp_path / "cache", "train", references=references)
+    monkeypatch.setattr(cache, "measure", measuring)
+    again = CachedFeed(feed(files), tmp_path / "cache", "train", references=references)
+    assert len(measured) == BATCH + 1 + len(files) - BATCH
+    assert again._local.isfinite().all()
 
 
 def config(folder, **data):

@@ -1,9 +1,12 @@
 """The packaged models: a first command, without weights, gives a predicted VMAF that falls as a file gets worse."""
 
 import csv
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import sama
@@ -13,7 +16,7 @@ from sama.corpus.degrade import blur, resize, x264
 from sama.corpus.i420 import split_planes
 from sama.corpus.sources import CONTENTS
 from sama.model import DEFAULT_IMAGE_WEIGHTS, DEFAULT_WEIGHTS, packaged_for
-from sama.models import build
+from sama.models import VideoQuality, build, save_weights
 
 SCALE = "VMAF v0.6.1"
 CONTENT = "coffee"  # of no photograph that the models were trained on
@@ -100,3 +103,30 @@ def test_the_files_are_small_and_have_a_card_with_every_bar(path, kind):
     card = path.with_suffix(".md").read_text()
     for words in ("**Not for**", "bar of the project", "SROCC within a content at least 0.85", "lomiri-wallpapers"):
         assert words in card
+
+
+@pytest.fixture
+def tool():
+    """`tools/packaged_models.py`."""
+    path = Path(__file__).parent.parent / "tools" / "packaged_models.py"
+    spec = importlib.util.spec_from_file_location("packaged_models_tool", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_mean_of_checkpoints_is_packaged(tool, tmp_path):
+    """With the last one's metadata; its output is not the mean of theirs, but its weights are."""
+    models = [VideoQuality("pico", grid=(2, 2)) for _ in range(3)]
+    for k, model in enumerate(models):
+        save_weights(model, tmp_path / f"{k}.safetensors", metadata={"training": {"epochs": k}})
+    built = tool.mean_of([tmp_path / f"{k}.safetensors" for k in range(3)])
+    assert built.metadata["training"] == {"epochs": 2}
+    for name, value in built.model.state_dict().items():
+        wanted = sum(model.state_dict()[name].double() for model in models) / 3
+        torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=1e-6)
+    alone = tool.mean_of([tmp_path / "1.safetensors"])
+    assert all(torch.equal(a, b) for a, b in zip(alone.model.state_dict().values(), models[1].state_dict().values()))
+    save_weights(VideoQuality("nano"), tmp_path / "other.safetensors", metadata={})
+    with pytest.raises(RuntimeError, match="are not of one network"):
+        tool.mean_of([tmp_path / "0.safetensors", tmp_path / "other.safetensors"])

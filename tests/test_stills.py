@@ -180,3 +180,23 @@ def test_what_pillow_lacks_is_said(ffmpeg, monkeypatch):
 def test_a_number_of_images(capsys, tmp_path):
     assert cli.main(["corpus", "x.png", "-o", str(tmp_path), "--images", "-1"]) == 2
     assert "--images must be 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_contents_can_look_as_other_cameras_do(tmp_path, images):
+    """The pristine version too, which the others are compared with; the rest of the plan is that of a set without."""
+    masters, plans, pristine = folder_of(tmp_path / "masters", 2), [], []
+    for share in (0.0, 0.5):
+        out = tmp_path / str(share)
+        options = asked(masters, out, images=images, frames=2, versions=1, kinds=("blur",), looks=share)
+        with open(make_corpus(options, lambda line: None, no_bar), newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["kind"] == "pristine"]
+        assert all(float(row["vmaf"]) > 90 for row in rows)
+        plans.append(json.loads((out / "plan.json").read_text()))
+        pristine.append([(out / row["path"]).read_bytes() for row in rows])
+    assert "looks" not in plans[0]["request"]
+    assert [[content["look"] for content in plan["contents"]] for plan in plans] == [[False, False], [False, True]]
+    assert [a == b for a, b in zip(*pristine)] == [True, False]
+    assert plans[0]["versions"] == plans[1]["versions"]
+    with pytest.raises(InputError, match="--looks must be a share"):
+        asked(masters, tmp_path / "d", looks=2.0)

@@ -3,8 +3,8 @@
     python tools/join_sets.py sets/v.csv train=sets/real train=sets/collage train=sets/art val=sets/val [--aligned]
 
 With --aligned, versions that show other frames than their reference at some time are left out. A row keeps its set's
-path, below the label file's folder. `content` is the master, which no two splits may share; `name` is the content,
-whose versions are compared with one another.
+path, below the label file's folder. `content` is the file name of the master, which no two splits may share, in any of
+the sets; `name` is the content, whose versions are compared with one another.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
                 name = f"{Path(folder).name}-{row['content']}"
                 if aligned and float(row.get("aligned") or 1) < 1:
                     continue
-                place = {"path": f"{below}/{row['path']}", "content": name.rsplit("-", 1)[0], "name": name}
+                place = {"path": f"{below}/{row['path']}", "content": row["master"], "name": name}
                 if row.get("reference"):
                     place["reference"] = f"{below}/{row['reference']}"
                 rows.append({**{column: row.get(column, "") for column in COLUMNS}, **place, "split": split})

@@ -18,7 +18,7 @@ import os
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from sama.labels import Item, read_labels, with_split
 from sama.metrics import bootstrap, linear_fit, metrics
 from sama.model import DEFAULT_IMAGE_WEIGHTS, DEFAULT_WEIGHTS
 from sama.models import build, save_weights
+from sama.models.checkpoints import Built
 from sama.scoring import score_files
 
 SCALE = {"name": "VMAF v0.6.1", "least": 0, "most": 100}
@@ -50,7 +51,8 @@ def main() -> int:
     parser.add_argument("kind", choices=("video", "image"))
     parser.add_argument("--data", type=Path, required=True, help="labels of the training, with its validation split")
     parser.add_argument("--test", type=Path, required=True, help="labels of the test set")
-    parser.add_argument("--weights", type=Path, help="checkpoint to package (default: measure the packaged one)")
+    weights = "checkpoint to package, or several, whose mean it is (default: measure the packaged one)"
+    parser.add_argument("--weights", type=Path, nargs="+", metavar="FILE", help=weights)
     parser.add_argument("--clips", type=int, help="clips of a video that make a score, at most")
     parser.add_argument("--frames", type=int, help="frames of a clip, where not those of the training")
     parser.add_argument("--notes", type=Path, help="text for the card: sources, recipe, what was tried")
@@ -75,7 +77,7 @@ def main() -> int:
 
 def package(options: argparse.Namespace, validation: list[Item]) -> None:
     """Write the packaged model: the checkpoint on VMAF's scale, by a line fitted on the validation split."""
-    built = build(options.weights)
+    built = mean_of(options.weights)
     metadata = {key: value for key, value in built.metadata.items() if key not in ("calibration", "scale")}
     metadata |= CLIPS[options.kind]
     if options.clips:
@@ -100,6 +102,24 @@ def package(options: argparse.Namespace, validation: list[Item]) -> None:
     scale = SCALE | {"noise": round(on_scale.noise, 2)}
     metadata |= {"scale": scale, "validation": {"files": len(validation), "slope": slope, "intercept": intercept}}
     save_weights(built.model, TARGETS[options.kind], metadata=metadata)
+
+
+def mean_of(paths: Sequence[Path]) -> Built:
+    """The network of a checkpoint; of several of one network, with the mean of their weights and the last one's
+    metadata. Where one was trained from the other, it is often better than both."""
+    *others, last = map(build, paths)
+    weights = last.model.state_dict()
+    for other in others:
+        there = other.model.state_dict()
+        if {name: value.shape for name, value in there.items()} != {n: value.shape for n, value in weights.items()}:
+            raise RuntimeError(f"{', '.join(map(str, paths))} are not of one network: their weights have no mean")
+        for name, value in weights.items():
+            if value.is_floating_point():
+                value.add_(there[name])
+    for value in weights.values():
+        if value.is_floating_point():
+            value.div_(len(paths))
+    return last
 
 
 def predict(items: list[Item], weights: Path) -> dict[str, float]:

@@ -15,7 +15,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from sama.corpus.camera import pan, yuv_planes
+from sama.corpus.camera import pan, take, yuv_planes
 from sama.corpus.degrade import seeded
 from sama.corpus.i420 import split_planes
 from sama.corpus.masters import Master, rows_of
@@ -54,6 +54,7 @@ class MasterContent:
     kind: "photograph", whose `box` a camera films, or "video", of which frames first..last are shown
     shrink: pixels of the master per pixel of the frames, along one side
     seed: of the camera's motion
+    look: whether the frames get the look of a camera of their own (`camera.take`)
     """
 
     name: str
@@ -68,6 +69,7 @@ class MasterContent:
     first: int = 0
     last: int = 0
     seed: int = 0
+    look: bool = False
 
     @property
     def size(self) -> str:
@@ -75,6 +77,11 @@ class MasterContent:
 
     def pristine(self, num_frames: int) -> np.ndarray:
         """As `sama.corpus.build.Content.pristine`."""
+        frames = self._frames(num_frames)
+        return take(frames, seeded(self.seed, self.name, "look")) if self.look else frames
+
+    def _frames(self, num_frames: int) -> np.ndarray:
+        """As the master has them."""
         return (self._film if self.kind == "photograph" else self._play)(num_frames)
 
     def _film(self, num_frames: int) -> np.ndarray:
@@ -115,7 +122,7 @@ class MasterContent:
 class StillContent(MasterContent):
     """The same for a set of still images."""
 
-    def pristine(self, num_frames: int) -> np.ndarray:
+    def _frames(self, num_frames: int) -> np.ndarray:
         """Views of a photograph, each from a place of its own, or frames spread over a shot; nothing in between is
         made or kept."""
         if self.kind == "photograph":

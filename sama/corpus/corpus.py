@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,11 @@ Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 @dataclass(frozen=True)
 class CorpusOptions:
-    """What `sama corpus` is asked for; see its help. images: of each content, in place of clips; 0 for clips"""
+    """What `sama corpus` is asked for; see its help.
+
+    images: of each content, in place of clips; 0 for clips
+    looks: share of the contents that get the look of a camera of their own
+    """
 
     masters: Sequence[str]
     out: str
@@ -49,6 +54,7 @@ class CorpusOptions:
     contents: int = 4
     frames: int = 64
     images: int = 0
+    looks: float = 0.0
     sizes: Sequence[int] = SIZES
     kinds: Sequence[str] = ()
     unseen: Sequence[str] = ()
@@ -73,6 +79,8 @@ class CorpusOptions:
                 raise InputError(f"--{name} must be more than 0; got {value}")
         if self.images < 0:
             raise InputError(f"--images must be 1 or more, or left out for clips; got {self.images}")
+        if not 0 <= self.looks <= 1:
+            raise InputError(f"--looks must be a share, 0 to 1; got {self.looks}")
         if wrong := [size for size in self.sizes if not 360 <= size <= 2160]:
             raise InputError(f"--sizes must be 360 to 2160 rows; got {', '.join(map(str, wrong))}")
         if self.split_by not in ("master", "content"):
@@ -82,8 +90,9 @@ class CorpusOptions:
     def request(self) -> dict[str, Any]:
         """What the plan depends on, as plain data."""
         told = {name: value for name, value in asdict(self).items() if name not in RESUMABLE}
-        if not self.images:  # plans of clips are older than the option
-            del told["images"]
+        for name in ("images", "looks"):  # plans without them are older than these options
+            if not told[name]:
+                del told[name]
         return json.loads(json.dumps(told | {"version": VERSION}))
 
     @property
@@ -292,6 +301,9 @@ def draw_contents(masters: Sequence[Master], options: CorpusOptions) -> list[Mas
     contents = [content for _, _, content in sorted(rounds, key=lambda entry: entry[:2])]
     if options.images:
         contents = [StillContent(**vars(content)) for content in contents]
+    share = options.looks
+    looks = [math.floor((n + 1) * share) > math.floor(n * share) for n in range(len(contents))]
+    contents = [replace(content, look=look) for content, look in zip(contents, looks)]
     return [replace(c, group=c.name) for c in contents] if options.split_by == "content" else contents
 
 

@@ -191,6 +191,7 @@ class CachedFeed:
         known = np.array([bool(reference) and n not in self.failed for n, reference in enumerate(references)])
         theirs = [_key(reference) if reference else "" for reference in references]
         filling = _Filling.of(self.feed, self._keys, references)
+        saved = time.monotonic()
         for draw in range(self.draws):
 
             def missing(number: int, draw: int = draw) -> bool:
@@ -206,6 +207,10 @@ class CachedFeed:
                 self.unmeasured += batch.failed
                 if progress:
                     progress(sum(not missing(n) for n in np.flatnonzero(known).tolist()), int(known.sum()))
+                if time.monotonic() - saved > SAVE_EVERY:
+                    values.flush()
+                    self._save()
+                    saved = time.monotonic()
             values.flush()
             self._save()
         found = np.full((len(theirs), *shape[1:]), np.nan, np.float32)
