@@ -68,7 +68,7 @@ class Unscored:
         import pyarrow as pa
         import ray
 
-        batch = batch.filter(batch.column(self.column).is_valid())
+        batch = with_file(batch, self.column)
         known = ray.get(self.known)
         return batch.filter(pa.array(~in_sorted(digests(keys_of(batch, self.column, self.key)), known)))
 
@@ -82,6 +82,8 @@ class PartScorer:
     def __call__(self, batch: pa.Table) -> pa.Table:
         import pyarrow as pa
 
+        if not batch.num_rows:
+            return pa.table({"rows": pa.array([], pa.int64()), "failed": pa.array([], pa.int64())})
         keys = keys_of(batch, self.scorer.column, self.scorer.key)
         name = self.parts.name_of(keys)
         if self.parts.has(name):  # of an actor that was lost after it had written
@@ -95,6 +97,18 @@ class PartScorer:
         """The rows of a batch."""
         columns = {name: batch.column(name).to_pylist() for name in batch.column_names}
         return self.scorer.rows(columns)
+
+
+def with_file(batch: pa.Table, column: str) -> pa.Table:
+    """The rows of a batch that name a file or hold one."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    values = batch.column(column)
+    batch = batch.filter(pc.is_valid(values))
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        batch = batch.filter(pc.not_equal(batch.column(column), ""))
+    return batch
 
 
 def keys_of(batch: pa.Table, column: str, key: str | None) -> list[str]:

@@ -119,6 +119,8 @@ def test_a_stage_scores_a_batch_once(folder, weights, tmp_path):
     assert counts == [{"rows": 7, "failed": 1}]
     again = cluster.PartScorer(Scorer(tmp_path / "no weights", device="cpu"), parts)
     assert again(batch).to_pylist() == counts
+    assert again(batch.slice(0, 0)).num_rows == 0
+    assert len(parts.names()) == 1
     expected = {one.path: one for one in score_files(batch.column("path").to_pylist(), sama.load_model(weights, "cpu"))}
     for one in read_scores(str(tmp_path / "out")):
         assert dataclasses.replace(one, seconds=0) == dataclasses.replace(expected[one.path], seconds=0)
@@ -212,6 +214,13 @@ def test_options_that_do_not_go_together(arguments, message, capsys, tmp_path, m
     monkeypatch.chdir(tmp_path)
     assert cli.main(["score", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_rows_without_a_file_are_left_out():
+    batch = pa.table({"path": ["a", None, "", "b"], "n": [1, 2, 3, 4]})
+    assert cluster.with_file(batch, "path").column("n").to_pylist() == [1, 4]
+    batch = pa.table({"data": [b"x", None, b""], "n": [1, 2, 3]})
+    assert cluster.with_file(batch, "data").column("n").to_pylist() == [1, 3]
 
 
 class FakeRay:
