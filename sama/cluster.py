@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PART_ROWS = 256
 LISTED = "path"  # the column of a listing
-READING_CPUS = 0.25  # of a task that reads or leaves out rows
+READING_CPUS = 0.25  # of a task that reads or leaves out rows; what Ray does beside it takes a whole one
 Progress = Callable[[int, int], None]
 
 
@@ -41,7 +41,7 @@ class ClusterOptions:
 
     address: of a cluster, "auto" for the one of this machine, "local" to start one here
     actors: processes that score; None is one for each GPU, or where there are none one for each node
-    cpus, gpus: of each of them; None is all of a node but what reading takes, and one GPU where there are any
+    cpus, gpus: of each of them; None is all of the smallest node but one for reading, and one GPU where there are any
     part_rows: rows of a part: what is lost at most with a process
     """
 
@@ -68,7 +68,7 @@ class Unscored:
         import pyarrow as pa
         import ray
 
-        batch = batch.filter(batch.column(self.column).is_valid())
+        batch = with_file(batch, self.column)
         known = ray.get(self.known)
         return batch.filter(pa.array(~in_sorted(digests(keys_of(batch, self.column, self.key)), known)))
 
@@ -82,6 +82,8 @@ class PartScorer:
     def __call__(self, batch: pa.Table) -> pa.Table:
         import pyarrow as pa
 
+        if not batch.num_rows:
+            return pa.table({"rows": pa.array([], pa.int64()), "failed": pa.array([], pa.int64())})
         keys = keys_of(batch, self.scorer.column, self.scorer.key)
         name = self.parts.name_of(keys)
         if self.parts.has(name):  # of an actor that was lost after it had written
@@ -95,6 +97,18 @@ class PartScorer:
         """The rows of a batch."""
         columns = {name: batch.column(name).to_pylist() for name in batch.column_names}
         return self.scorer.rows(columns)
+
+
+def with_file(batch: pa.Table, column: str) -> pa.Table:
+    """The rows of a batch that name a file or hold one."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    values = batch.column(column)
+    batch = batch.filter(pc.is_valid(values))
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        batch = batch.filter(pc.not_equal(batch.column(column), ""))
+    return batch
 
 
 def keys_of(batch: pa.Table, column: str, key: str | None) -> list[str]:
@@ -169,7 +183,7 @@ def connect(address: str) -> Any:
         import ray.data
     except ImportError as error:
         raise MissingLibraryError(f'--ray needs Ray; install it with `pip install "sama-vqa[ray]"` ({error})') from None
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.log_internal_stack_trace_to_stdout = False
@@ -178,11 +192,14 @@ def connect(address: str) -> Any:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if address == "local":
-            ray.init(address="local", include_dashboard=False, **quiet)
+            cpus = (os.cpu_count() or 1) + 1  # in Ray's books: one for reading, which is seldom at work
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(f"there is no Ray cluster at {address} ({error}); --ray alone starts one here") from None
+        if address == "local":
+            raise InputError(f"Ray cannot be started on this machine ({error})") from error
+        raise InputError(f"there is no Ray cluster at {address} ({error}); --ray alone starts one here") from error
     return ray
 
 
@@ -206,16 +223,20 @@ def dataset(ray: Any, files: Sequence[str] | Manifest, part_rows: int) -> tuple[
 def resources(ray: Any, options: ClusterOptions) -> tuple[float, float, int, int]:
     """CPUs and GPUs of an actor, the number of actors, and the threads of each."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    smallest = min(node.get("CPU", 0.0) for node in nodes if node.get("CPU"))
+    of_nodes = [node["CPU"] for node in nodes if node.get("CPU")] or [1.0]
+    smallest = min(of_nodes)
     all_gpus = sum(node.get("GPU", 0.0) for node in nodes)
     gpus = options.gpus if options.gpus is not None else (1.0 if all_gpus else 0.0)
     if gpus > all_gpus:
         raise InputError(f"--actor-gpus asks for {gpus:g}; the cluster has {all_gpus:g}")
     actors = options.actors or max(1, int(all_gpus / gpus) if gpus else len(nodes))
     on_a_node = max(1, -(-actors // len(nodes)))
-    cpus = options.cpus if options.cpus is not None else max(0.25, (smallest - 2 * READING_CPUS) / on_a_node)
-    if cpus > smallest:
-        raise InputError(f"--actor-cpus asks for {cpus:g}; the smallest node has {smallest:g}")
+    cpus = options.cpus if options.cpus is not None else max(0.0, smallest - 1) / on_a_node
+    if cpus > smallest or cpus * actors > sum(of_nodes) - 1 > 0:
+        raise InputError(
+            f"{actors} actors of {cpus:g} CPUs: the cluster has {sum(of_nodes):g}, of which one is for reading, and "
+            f"{smallest:g} on its smallest node; see --actors and --actor-cpus"
+        )
     if options.cpus is not None:
         return cpus, gpus, actors, max(1, round(cpus))
     import torch

@@ -119,6 +119,8 @@ def test_a_stage_scores_a_batch_once(folder, weights, tmp_path):
     assert counts == [{"rows": 7, "failed": 1}]
     again = cluster.PartScorer(Scorer(tmp_path / "no weights", device="cpu"), parts)
     assert again(batch).to_pylist() == counts
+    assert again(batch.slice(0, 0)).num_rows == 0
+    assert len(parts.names()) == 1
     expected = {one.path: one for one in score_files(batch.column("path").to_pylist(), sama.load_model(weights, "cpu"))}
     for one in read_scores(str(tmp_path / "out")):
         assert dataclasses.replace(one, seconds=0) == dataclasses.replace(expected[one.path], seconds=0)
@@ -212,6 +214,46 @@ def test_options_that_do_not_go_together(arguments, message, capsys, tmp_path, m
     monkeypatch.chdir(tmp_path)
     assert cli.main(["score", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_rows_without_a_file_are_left_out():
+    batch = pa.table({"path": ["a", None, "", "b"], "n": [1, 2, 3, 4]})
+    assert cluster.with_file(batch, "path").column("n").to_pylist() == [1, 4]
+    batch = pa.table({"data": [b"x", None, b""], "n": [1, 2, 3]})
+    assert cluster.with_file(batch, "data").column("n").to_pylist() == [1, 3]
+
+
+class FakeRay:
+    def __init__(self, *nodes):
+        self.found = [{"Alive": True, "Resources": dict(zip(("CPU", "GPU"), node))} for node in nodes]
+
+    def nodes(self):
+        return self.found
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "expected"),
+    [
+        ([(8.0,)], {}, (7.0, 0.0, 1, 8)),
+        ([(8.0,)], {"actors": 2}, (3.5, 0.0, 2, 4)),
+        ([(1.0,)] * 3, {}, (0.0, 0.0, 3, 1)),
+        ([(16.0, 4.0)] * 2, {}, (15 / 4, 1.0, 8, 4)),
+        ([(16.0, 4.0)], {"gpus": 0.5}, (15 / 8, 0.5, 8, 2)),
+        ([(16.0,), (8.0,)], {"actors": 4, "cpus": 3.0}, (3.0, 0.0, 4, 3)),
+    ],
+)
+def test_one_cpu_of_a_cluster_is_left_for_reading(nodes, asked, expected):
+    """Otherwise Ray's tasks that list and read would wait for the actors, which wait for what they read."""
+    options = cluster.ClusterOptions("auto", **asked)
+    assert cluster.resources(FakeRay(*nodes), options) == expected
+    cpus, _, actors, _ = expected
+    assert cpus * actors <= sum(node[0] for node in nodes) - 1 or cpus == 0
+
+
+def test_more_than_the_cluster_has_is_refused():
+    for asked in ({"cpus": 8.0}, {"cpus": 9.0}, {"gpus": 1.0}, {"actors": 3, "cpus": 3.0}):
+        with pytest.raises(InputError, match="the cluster has"):
+            cluster.resources(FakeRay((8.0,)), cluster.ClusterOptions("auto", **asked))
 
 
 def by_path(rows):

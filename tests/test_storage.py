@@ -84,6 +84,7 @@ def tar_of(files, **options) -> bytes:
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no-ranges"])
 def test_http(files, local, model, ranges):
+    files = files if ranges else {name: files[name] for name in NAMES[:3]}
     with file_server(ranges=ranges) as server:
         urls = [server.put(name, content) for name, content in files.items()]
         for row, name in zip(score_files(urls, model), files, strict=True):
