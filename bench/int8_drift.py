@@ -49,7 +49,9 @@ def main() -> int:
         for name, model in models.items():
             if name != "eager" or number < FIRST:
                 scores[name].append(float(np.mean(model.values(samples))))
-    rows = list(compared(options.weights, len(samples), scores, np.array([item.mos for item in items])))
+    rows = list(
+        compared(options.weights, models["eager"].name, len(samples), scores, np.array([item.mos for item in items]))
+    )
     measure.show_all(rows)
     measure.extend(options.out, rows)
     return 0
@@ -69,7 +71,7 @@ def sampled(model: QualityModel, path: str, most: int) -> list[torch.Tensor]:
         return list(model.sample(video)[1])[:most]
 
 
-def compared(weights: str, clips: int, scores: dict[str, list[float]], labels: np.ndarray):
+def compared(weights: str, model: str, clips: int, scores: dict[str, list[float]], labels: np.ndarray):
     """Rows of the differences; of percentiles there are those of the absolute difference."""
     float32, int8, eager = (np.array(scores[name]) for name in ("float32", "int8", "eager"))
     off = np.abs(int8 - float32)
@@ -81,7 +83,7 @@ def compared(weights: str, clips: int, scores: dict[str, list[float]], labels: n
     spread = f"20th to 80th percentile of the difference; deviation of the float32 scores {float32.std():.4g}"
     middle = [float(np.percentile(off, q)) for q in (20, 50, 80)]
     yield measure.Row(case, "difference", "int8", "points", *middle, len(labels), None, spread)
-    yield row("mean absolute difference", float(off.mean()))
+    yield row("mean absolute difference", float(off.mean()), note=model)
     yield row("largest difference", float(off.max()))
     yield row("mean difference", float((int8 - float32).mean()))
     yield row("largest difference, float32 from eager", float(np.abs(float32[: len(eager)] - eager).max()))

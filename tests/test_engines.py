@@ -41,7 +41,8 @@ def test_auto_takes_what_was_measured_to_be_faster_and_is_installed(monkeypatch)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(engines, "installed", lambda engine: True)
     assert pick("auto", CPU, "pico", "float32") == "openvino"
-    assert pick("auto", CPU, "tiny", "float32") == "eager"
+    assert pick("auto", CPU, "tiny", "float32") == "openvino"
+    assert pick("auto", CPU, "nano", "float32") == "eager"
     assert pick("auto", CPU, "pico", "bfloat16") == "eager"
     assert pick("auto", GPU, "pico", "float32") == "eager"
     monkeypatch.setattr(engines, "installed", lambda engine: engine == "onnxruntime")
@@ -49,6 +50,7 @@ def test_auto_takes_what_was_measured_to_be_faster_and_is_installed(monkeypatch)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     monkeypatch.setattr(engines, "installed", lambda engine: True)
     assert pick("auto", CPU, "pico", "float32") == "onnxruntime"
+    assert pick("auto", CPU, "tiny", "float32") == "eager"
     monkeypatch.setattr(engines, "installed", lambda engine: False)
     assert pick("auto", CPU, "pico", "float32") == "eager"
 
