@@ -83,3 +83,16 @@ def test_files_that_failed_before_a_resume_stay_named(labels, tmp_path):
     told = config(labels.parent / "more.csv", tmp_path / "run", resume=True, optim={"epochs": 1, "batch": 9})
     for _ in range(2):  # the second has nothing left to train
         assert [Path(path).name for path in train(told)["failed"]] == ["missing.mp4"]
+
+
+def test_runs_of_versions_that_had_fewer_settings_are_gone_on_with(labels, tmp_path):
+    """What they did not have is at its default; anything else is another setting."""
+    told = config(labels, tmp_path / "run", resume=True, optim={"epochs": 1})
+    train(told)
+    path = tmp_path / "run" / "last.pt"
+    saved = torch.load(path, weights_only=True)
+    del saved["config"]["attention"], saved["config"]["data"]["reference"], saved["config"]["data"]["tests"]
+    torch.save(saved, path)
+    assert len(train(told)["history"]) == 1
+    with pytest.raises(ValueError, match="trained with other settings of data: "):
+        train(dataclasses.replace(told, data=dataclasses.replace(told.data, soften=0.5)))

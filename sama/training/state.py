@@ -7,7 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,13 @@ from torch import nn
 from sama.errors import InputError
 from sama.files import replace_file
 from sama.labels import Item
-from sama.training.config import Config
+from sama.training.config import Config, Data, LabelledSet, Model, Optim, Sampling
 from sama.training.ranks import Ranks
 
 # Settings that a resumed run may change.
 RESUMABLE = frozenset(
     {"out", "device", "workers", "decoder", "checkpoint_minutes", "resume", "sweep"},
 )
-
-ADDED: dict[str, dict[str, Any]] = {  # settings that 0.1.0 did not have, and what stands for not having them
-    "data": {"jitter": 0.0, "rotate": True, "cache": "", "draws": 1},
-    "optim": {"curriculum": []},
-}
 
 
 @dataclass
@@ -59,19 +54,20 @@ SAVED_FIELDS = ("epoch", "batch", "history", "losses", "failed", "digest", "wher
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """The settings that a run's result depends on, as plain data.
+    """The settings that a run's result depends on, as plain data."""
+    return {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key not in RESUMABLE}
 
-    Those that older versions did not have are left out at their default, so that their runs can be resumed.
-    """
-    settings = {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key not in RESUMABLE}
-    for group, added in ADDED.items():
-        for name, default in added.items():
-            if settings[group][name] == default:
-                del settings[group][name]
-    for labelled in (settings["data"], *settings["data"]["tests"]):
-        if not labelled["label"]:
-            del labelled["label"]
-    return settings
+
+def completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as a run has saved them, with the defaults of those that its version of the package did not have."""
+    groups: dict[str, Any] = {"data": Data(), "model": Model(), "sampling": Sampling(), "optim": Optim()}
+    defaults = {one.name: one.default for one in fields(Config) if one.default is not MISSING}
+    whole = {key: value for key, value in defaults.items() if key not in RESUMABLE} | settings
+    for name, group in groups.items():
+        whole[name] = asdict(group) | settings.get(name, {})
+    whole["data"]["tests"] = [asdict(LabelledSet("")) | test for test in whole["data"]["tests"]]
+    found: dict[str, Any] = json.loads(json.dumps(whole))
+    return found
 
 
 def digest_of(sets: Mapping[str, Sequence[Item]]) -> str:
@@ -93,9 +89,9 @@ def read_state(out: Path, config: Config, sets: Mapping[str, Sequence[Item]], ra
     if not config.resume:
         raise InputError(f"{out} holds a run already: resume it with --resume true, or give another --out")
     saved = _load(path)
-    settings = settings_of(config)
-    if saved["config"] != settings:
-        differing = [key for key in settings if saved["config"].get(key) != settings[key]]
+    settings, before = settings_of(config), completed(saved["config"])
+    if before != settings:
+        differing = [key for key in settings if before.get(key) != settings[key]]
         raise InputError(f"{out} was trained with other settings of {', '.join(differing)}: give another --out")
     if saved["digest"] != digest_of(sets):
         raise InputError(f"{out} was trained on other files or labels: the label file has changed; give another --out")
