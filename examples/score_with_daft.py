@@ -15,7 +15,6 @@ def score(paths):
     return scorer(pa.table({"path": paths.to_arrow()})).to_struct_array()
 
 
-frame = daft.from_pydict({"path": sama.files.expand([sys.argv[1]], kind="video")}).with_column(
-    "quality", score(daft.col("path"))
-)
-frame.select("path", daft.col("quality")["score"], daft.col("quality")["reason"]).write_parquet(sys.argv[2])
+files = daft.from_pydict({"path": sama.files.expand([sys.argv[1]], kind="video")})
+scores = files.with_column("quality", score(daft.col("path")))
+scores.select("path", daft.col("quality")["score"], daft.col("quality")["reason"]).write_parquet(sys.argv[2])
