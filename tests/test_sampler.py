@@ -291,9 +291,9 @@ def test_read_in_training_draws_frames_and_fragments(video):
 def test_stream_holds_only_the_clips_that_overlap(video):
     sampler = sama.VideoSampler(**SMALL)
     indices = np.arange(64).reshape(16, 4)
-    with sama.open_video(video) as opened:
+    with sama.open_video(video, decoder="pyav") as opened:
         frames = dict(opened.frames(range(64)))
-    with sama.open_video(video) as opened:
+    with sama.open_video(video, decoder="pyav") as opened:
         for k, clip in enumerate(sampler.stream(opened, indices)):
             assert torch.equal(clip, sampler([frames[n] for n in indices[k].tolist()])[0])
             assert opened.decoded <= 4 * (k + 1) + 16  # what the decoder reads ahead, never the whole video
