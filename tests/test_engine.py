@@ -4,6 +4,7 @@
 """
 
 import gc
+import os
 import weakref
 from contextlib import closing
 from pathlib import Path
@@ -139,11 +140,15 @@ def test_an_error_of_its_user_is_no_reason_to_fall_back(gpu, files):
     assert used == ["nvcodec"]
 
 
-def test_a_thousand_files_with_faults(gpu, model, files, expected, tmp_path):
-    """Five runs of packets in a hundred fail, in three ways: every row is there and right, whoever decoded it."""
+MANY = 1000 if os.environ.get("SAMA_ALL_FILES") == "1" else 300  # files
+
+
+def test_many_files_with_faults(gpu, model, files, expected, tmp_path):
+    """Five runs of packets in a hundred fail, in three ways: every row is there and right, whoever decoded it. A
+    thousand files with SAMA_ALL_FILES=1."""
     library = gpu.library
     paths = []
-    for number in range(1000):
+    for number in range(MANY):
         paths.append(tmp_path / f"{number:04}{Path(files[number % len(files)]).suffix}")
         paths[-1].symlink_to(files[number % len(files)])
     library.fault_rate = 0.05
@@ -155,7 +160,7 @@ def test_a_thousand_files_with_faults(gpu, model, files, expected, tmp_path):
         assert (row.status, row.clips) == ("ok", right.clips), row
     by_pyav = sum(row.decoder == "pyav" for row in rows)
     counts = gpu.pool(torch.device("cpu")).counts
-    assert 20 <= by_pyav <= library.faults
+    assert MANY // 50 <= by_pyav <= library.faults
     assert by_pyav <= counts.dropped
     assert library.most <= 14
     assert library.most == counts.most

@@ -55,7 +55,7 @@ def decode_sent(video, wanted):
         for frame in context.decode(packet):
             found[video.index.frame_of_pts.get(frame.pts, -1)] = planes_of(frame)
 
-    for _, source, packet in video.packets(wanted):
+    for _, _, source, packet in video.packets(wanted):
         if packet is None or context is None:
             if context is not None:
                 collect(None)

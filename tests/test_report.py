@@ -206,7 +206,7 @@ def test_two_hours_give_a_page_of_a_second(folder, monkeypatch):
                 asked.append(number)
                 yield number, pictures.Frame("rgb", (np.asarray(self.frame),))
 
-    monkeypatch.setattr(pictures, "open_video", lambda path, decoder: Long())
+    monkeypatch.setattr(pictures, "open_video", lambda path, decoder, guard: Long())
     tracemalloc.start()
     write_report([row, row], folder / "page.html")
     _, most = tracemalloc.get_traced_memory()

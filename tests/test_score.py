@@ -78,8 +78,8 @@ def test_load_model_says_what_it_loaded(model, weights):
     assert model.report.missing == model.report.dropped == ()
     assert "nano.safetensors" in model.name
     assert model.settings == "sama, 2 clips of 8 frames, 2 apart, float32"
-    with pytest.raises(ValueError, match="unknown dtype 'int8'; known: float32"):
-        sama.load_model(weights, dtype="int8")
+    with pytest.raises(ValueError, match="unknown dtype 'float8'; known: float32"):
+        sama.load_model(weights, dtype="float8")
     with pytest.raises(FileNotFoundError):
         sama.load_model("nowhere.pth")
 

@@ -46,12 +46,12 @@ def watched(folder: str) -> list[tuple[str, list[str]]]:
     """Names of files and of those that were opened in the folder while they were read; grows as files are scored."""
     watch, read, found = Watch(Path(folder)), scoring._samples, []
 
-    def read_watched(row, *how):
+    def read_watched(file, *how):
         watch.opened()
         try:
-            yield from read(row, *how)
+            yield from read(file, *how)
         finally:
-            name = os.path.basename(row.path)
+            name = os.path.basename(file.row.path)
             if others := watch.opened() - {name}:
                 found.append((name, sorted(others)))
 
