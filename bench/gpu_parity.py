@@ -259,7 +259,7 @@ def compare(path: Path) -> dict[str, tuple[int, int, str]]:
         try:
             video = open_video(path, decoder="nvcodec", device="cuda")
         except sama.DecodeError as error:
-            return {"all": (0, count, str(error))}
+            return {"all": (0, count, error.reason)}
         with video:
             for name, chosen in choices.items():
                 off, seen, problem = 0, set(), ""
