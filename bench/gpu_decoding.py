@@ -55,10 +55,7 @@ def sessions(run: Run) -> None:
         device = run.pick(torch.device("cuda", 0), run.device)
         pool, limit = nvcodec.pool(device), nvcodec.pool(device).limit
         for count, (codec, path) in itertools.product(run.pick(SESSIONS, (1, 3)), paths.items()):
-            with open_video(path, decoder="nvcodec", device="cuda") as video:
-                indices = published.plan_indices(video.info.num_frames, run.pick(4, 1)).reshape(-1, published.CLIP_LEN)
-                packets = sum(bool(unit.data) for unit in video._units(np.unique(indices).tolist()))
-                frames = video.info.num_frames
+            indices, packets, frames = planned(path, run)
             pool.clear()
             pool.limit = count
             files = run.pick(4 * count, count)
@@ -123,9 +120,7 @@ def in_process(path: Path, run: Run, work: str, ready: Any, results: Any) -> Non
 
 def pass_many(path: Path, run: Run, work: str, wait: Callable[[], object] = lambda: None) -> tuple[int, float, float]:
     """Decode some files in a few threads, once others are ready too; pictures decoded, seconds, and CPU seconds."""
-    with open_video(path, decoder="nvcodec", device="cuda") as video:
-        indices = published.plan_indices(video.info.num_frames, run.pick(4, 1)).reshape(-1, published.CLIP_LEN)
-        packets = sum(bool(unit.data) for unit in video._units(np.unique(indices).tolist()))
+    indices, packets, _ = planned(path, run)
     files = 2 * THREADS_EACH
     pass_files(path, indices, run, work, THREADS_EACH - 1, files)  # sessions and kernels are there
     wait()
@@ -133,6 +128,14 @@ def pass_many(path: Path, run: Run, work: str, wait: Callable[[], object] = lamb
     pass_files(path, indices, run, work, THREADS_EACH - 1, files)
     run.synchronize()
     return files * packets, time.perf_counter() - start, time.process_time() - cpu
+
+
+def planned(path: Path, run: Run) -> tuple[np.ndarray, int, int]:
+    """The frames of a score, `[clips, CLIP_LEN]`; how many packets the engine is given for them; frames of the file."""
+    with open_video(path, decoder="nvcodec", device="cuda") as video:
+        frames = video.info.num_frames
+        indices = published.plan_indices(frames, run.pick(4, 1)).reshape(-1, published.CLIP_LEN)
+        return indices, sum(bool(unit.data) for unit in video._units(np.unique(indices).tolist())), frames
 
 
 def pass_files(path: Path, indices: np.ndarray, run: Run, work: str, sessions: int, files: int) -> None:
