@@ -39,7 +39,7 @@ from sama.kernels.attention_kernels import (
     queries_kernel,
 )
 from sama.kernels.layout import ceil_div
-from sama.models.windows import WINDOW, Size, Windows, window_rows
+from sama.models.windows import WINDOW, Size, Windows, part_of, window_rows
 
 SPLITS = 4  # partial sums of the bias's gradient, at most: more parallel work for maps of many windows
 
@@ -132,12 +132,8 @@ def layout(windows: Windows, grid: tuple[int, int], full: Size, device: torch.de
     t, y, x = padded // (high * wide), padded // wide % high, padded % wide
     places = torch.where((t < steps) & (y < rows) & (x < columns), (t * rows + y) * columns + x, -1)
 
-    def part(at: Tensor, size: int, window: int, shift: int) -> Tensor:
-        """Of rows or columns, 0 to 2: of what is brought together from both ends of the map."""
-        at = (at - shift) % size  # in the shifted map
-        return (at >= size - window).long() + (at >= size - shift).long() if shift else torch.zeros_like(at)
-
-    region = part(y, high, wh, windows.shift[1]) * 3 + part(x, wide, ww, windows.shift[2])
+    _, up, left = windows.shift
+    region = part_of((y - up) % high, high, wh, up) * 3 + part_of((x - left) % wide, wide, ww, left)
     step, row, column = torch.meshgrid(*(torch.arange(n) for n in windows.window), indexing="ij")
     step = step.flatten()
     last = (torch.arange(len(padded)) >= (slabs - 1) * down * across)[:, None]

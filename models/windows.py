@@ -120,8 +120,7 @@ class Windows:
             return None
         regions = []
         for n, window, shift in zip(self.padded[1:], self.window[1:], self.shift[1:]):
-            i = torch.arange(n, device=device)
-            regions.append((i >= n - window).long() + (i >= n - shift).long() if shift else torch.zeros_like(i))
+            regions.append(part_of(torch.arange(n, device=device), n, window, shift))
         return self.pairs(regions[0][:, None] * 3 + regions[1]) != 0
 
     def relative_index(self, full: Size, device: torch.device) -> Tensor:
@@ -129,6 +128,12 @@ class Windows:
         token = torch.stack(torch.meshgrid(*(torch.arange(w, device=device) for w in self.window), indexing="ij"))
         t, h, w = (token.flatten(1)[:, :, None] - token.flatten(1)[:, None, :]).unbind()  # each [L, L]
         return ((t + full[0] - 1) * (2 * full[1] - 1) + h + full[1] - 1) * (2 * full[2] - 1) + w + full[2] - 1
+
+
+def part_of(at: Tensor, size: int, window: int, shift: int) -> Tensor:
+    """The parts, 0 to 2, that rows or columns of a shifted map belong to: a window may hold some of the last two, which
+    the shift brought together from both ends of the map."""
+    return (at >= size - window).long() + (at >= size - shift).long() if shift else torch.zeros_like(at)
 
 
 @lru_cache(maxsize=64)
