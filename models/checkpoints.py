@@ -239,6 +239,7 @@ def _replace_prefix(name: str, prefixes: dict[str, str]) -> str | None:
 _V2 = "layers.0.blocks.0.attn.logit_scale"
 _SOURCES = (  # the first whose mark a file has
     _Source(OWN, None, "backbone.stem.filters.weight", _own),
+    _Source(OWN, None, "backbone.stem.first.gain", _own),
     _Source(OWN, "video", "backbone.patch_embed.proj.weight", _own, ndim=2),
     _Source(OWN, "video", "statistics.proj.weight", _own),
     _Source("SAMA or FAST-VQA", "video", "fragments_backbone.patch_embed.proj.weight", _sama, None),

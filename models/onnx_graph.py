@@ -15,6 +15,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from sama.models.lite import ScaledConv
+
 OPSET = 20  # the first with GELU
 IR_VERSION = 9  # the one of that opset: older runtimes read it
 END = np.iinfo(np.int64).max
@@ -88,6 +90,13 @@ class Graph:
             bias = None if bias is None else bias * scale
         x = self.op("MatMul", x, self.constant(weight.T, f"{name}.weight"))
         return x if bias is None else self.op("Add", x, self.constant(bias, f"{name}.bias"))
+
+    def convolution(self, x: str, layer: nn.Conv2d, name: str) -> str:
+        weights = [self.constant(layer.scaled() if isinstance(layer, ScaledConv) else layer.weight, f"{name}.weight")]
+        if layer.bias is not None:
+            weights.append(self.constant(layer.bias, f"{name}.bias"))
+        pads = [int(n) for n in layer.padding] * 2
+        return self.op("Conv", x, *weights, strides=list(layer.stride), pads=pads, group=layer.groups)
 
     def norm(self, x: str, layer: nn.LayerNorm, name: str) -> str:
         scale, shift = self.constant(layer.weight, f"{name}.weight"), self.constant(layer.bias, f"{name}.bias")

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from sama.kernels.layout import PATCH, PATCH_VALUES, OutputLayout, ceil_div
 from sama.models.attention import MASKED, Attention
 from sama.models.heads import TokenHead
+from sama.models.lite import TOKEN, LiteStem
 from sama.models.onnx_graph import END, Graph, finish
+from sama.models.onnx_lite import lite_stem
 from sama.models.onnx_swin2d import backbone
 from sama.models.statistics import SceneStatistics
 from sama.models.stem import FragmentStem
-from sama.models.swin2d import TOKEN, ImageQuality
-from sama.models.swin3d import Block, PatchEmbed, PatchMerging, ScaleExcitation, Stage, Swin3D, VideoQuality
+from sama.models.swin2d import ImageQuality
+from sama.models.swin3d import STEMMED, Block, PatchEmbed, PatchMerging, ScaleExcitation, Stage, Swin3D, VideoQuality
 from sama.models.windows import WINDOW, Windows, window_rows
 
 BATCH = -1  # as the first size in a shape: whatever the batch is
@@ -59,7 +61,10 @@ class Network:
     def backbone(self, x: str, net: Swin3D, size: tuple[int, int], name: str) -> tuple[str, tuple[int, int]]:
         """Patches `[B, T, H, W, 96]`, with (H, W) of `size`, to features, and the size of their map."""
         g = self.graph
-        if net.stem is not None:
+        if isinstance(net.stem, LiteStem):
+            x, size = lite_stem(g, x, net.stem, size, f"{name}.stem")
+            x = self.map(x, *size, net.stem.proj.out_features)
+        elif net.stem is not None:
             x, size = self.stem(x, net.stem, size, f"{name}.stem")
         else:
             assert net.patch_embed is not None
@@ -82,24 +87,17 @@ class Network:
         x = g.transpose(x, 0, 1, 3, 5, 6, 2, 7, 4, 8)  # [B * T, rows, columns, channel, frame, h, 4, w, 4]
         side = h // rows * PATCH[1], w // columns * PATCH[2]
         x = g.reshape(x, -1, 3 * PATCH[0], *side)
-        x = self.convolution(x, stem.filters, f"{name}.filters")
+        x = g.convolution(x, stem.filters, f"{name}.filters")
         x = g.op("Tanh", x)
-        x = g.gelu(self.convolution(x, stem.conv1, f"{name}.conv1"))
-        x = g.gelu(self.convolution(x, stem.conv2, f"{name}.conv2"))
-        x = self.convolution(x, stem.conv3, f"{name}.conv3")
+        x = g.gelu(g.convolution(x, stem.conv1, f"{name}.conv1"))
+        x = g.gelu(g.convolution(x, stem.conv2, f"{name}.conv2"))
+        x = g.convolution(x, stem.conv3, f"{name}.conv3")
         for _ in range(3):
             side = ceil_div(side[0], 2), ceil_div(side[1], 2)
         dim = stem.conv3.out_channels
         x = g.transpose(g.reshape(x, -1, rows, columns, dim, *side), 0, 1, 4, 2, 5, 3)
         size = rows * side[0], columns * side[1]
         return self.map(x, *size, dim), size
-
-    def convolution(self, x: str, layer: nn.Conv2d, name: str) -> str:
-        weights = [self.graph.constant(layer.weight, f"{name}.weight")]
-        if layer.bias is not None:
-            weights.append(self.graph.constant(layer.bias, f"{name}.bias"))
-        pads = [int(n) for n in layer.padding] * 2
-        return self.graph.op("Conv", x, *weights, strides=list(layer.stride), pads=pads)
 
     def embed(self, x: str, part: PatchEmbed, name: str) -> str:
         g = self.graph
@@ -316,7 +314,7 @@ def video_graph(
     map_size = (1, 1)
     if model.backbone is not None:
         assert model.head is not None
-        features, map_size = net.backbone(whole if model.size == "pico" else x, model.backbone, size, "backbone")
+        features, map_size = net.backbone(whole if model.size in STEMMED else x, model.backbone, size, "backbone")
         tokens = g.transpose(net.head(features, model.head, "head"), 0, 4, 1, 2, 3)
     if model.statistics is not None:
         score = net.statistics(whole, model.statistics, size, "statistics")

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from sama.kernels.layout import PATCH
 from sama.models.heads import TokenHead, by_sample
+from sama.models.lite import TOKEN
 from sama.models.swin3d import SIZES as VIDEO_SIZES
-from sama.models.swin3d import Swin3D, cut_patches, initialise
+from sama.models.swin3d import STEMMED, Swin3D, cut_patches, initialise
 
 IMAGE = 256  # pixels a side
-TOKEN = 32  # pixels of a token's side
 STILL: dict[str, Any] = {"scale_bias": False, "scale_steps": None}  # of a pico network
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
@@ -41,7 +41,7 @@ class ImageQuality(nn.Module):
 
     def __init__(
         self,
-        size: Literal["tiny", "nano", "pico"] = "tiny",
+        size: Literal["tiny", "nano", "pico", "lite"] = "tiny",
         *,
         grid: tuple[int, int] = (8, 8),
         drop_path: float = 0.1,
@@ -51,17 +51,17 @@ class ImageQuality(nn.Module):
         from timm.models.swin_transformer_v2 import SwinTransformerV2
 
         super().__init__()
-        if size not in (*SIZES, "pico"):
-            raise ValueError(f"got {size = }, expected one of {', '.join(map(repr, (*SIZES, 'pico')))}")
+        if size not in (*SIZES, *STEMMED):
+            raise ValueError(f"got {size = }, expected one of {', '.join(map(repr, (*SIZES, *STEMMED)))}")
         self.size = size
         rows, columns = grid
-        if rows != columns or (size != "pico" and rows != IMAGE // TOKEN):
+        if rows != columns or (size not in STEMMED and rows != IMAGE // TOKEN):
             raise ValueError(f"got {grid = } for a {size} model, expected a square one, of 8x8 unless it is pico")
         self.options: dict[str, Any] = {"drop_path": drop_path, "dropout": dropout}
-        if size == "pico":
+        if size in STEMMED:
             self.options["grid"] = (rows, columns)
         self.backbone: Any
-        if size == "pico":
+        if size in STEMMED:
             self.backbone = Swin3D(
                 **VIDEO_SIZES[size], drop_path=drop_path, checkpointing=checkpointing, grid=(rows, columns), **STILL
             )
@@ -91,7 +91,7 @@ class ImageQuality(nn.Module):
 
     def _tokens(self, x: Tensor) -> Tensor:
         side = IMAGE
-        if self.size == "pico" and x.ndim == 4:
+        if self.size in STEMMED and x.ndim == 4:
             side = max(x.shape[2] // TOKEN, 1) * TOKEN
         if x.shape[1:] != (3, side, side) or x.shape[0] == 0:
             raise ValueError(f"got {tuple(x.shape) = }, expected [B, 3, {side}, {side}]")

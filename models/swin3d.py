@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from sama.kernels.layout import PATCH, PATCH_VALUES, ceil_div, is_patches
 from sama.models.attention import Attention, Bias
 from sama.models.heads import TokenHead, by_sample, exactly, plain_cpu
+from sama.models.lite import LiteStem
 from sama.models.statistics import SceneStatistics
 from sama.models.stem import FragmentStem
 from sama.models.windows import WINDOW, Windows, end_padding, window_rows
@@ -29,7 +30,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"dim": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)},
     "nano": {"dim": 32, "depths": (2, 2, 2, 2), "heads": (1, 2, 4, 8), "hidden": 2 * PATCH_VALUES},
     "pico": {"dim": 48, "depths": (2, 2, 2), "heads": (2, 4, 8), "stem": (32, 64)},
+    "lite": {"dim": 160, "depths": (2,), "heads": (5,), "stem": "lite"},
 }
+STEMMED = [size for size, options in SIZES.items() if "stem" in options]  # with a token for 32x32 pixels, in patches
 
 
 class ScaleExcitation(nn.Module):
@@ -248,13 +251,15 @@ class Swin3D(nn.Module):
         drop_path: float,
         checkpointing: bool,
         hidden: int = 0,
-        stem: tuple[int, int] | None = None,
+        stem: tuple[int, int] | Literal["lite"] | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         rates = iter(drop_path * i / (sum(depths) - 1) for i in range(sum(depths)))
         self.patch_embed = None if stem else PatchEmbed(dim, hidden)
-        self.stem = FragmentStem(dim, stem, options["grid"]) if stem else None
+        self.stem: FragmentStem | LiteStem | None = None
+        if stem:
+            self.stem = LiteStem(dim) if stem == "lite" else FragmentStem(dim, stem, options["grid"])
         self.layers = nn.ModuleList(
             Stage(
                 dim * 2**i,
@@ -306,7 +311,7 @@ class VideoQuality(nn.Module):
 
     def __init__(
         self,
-        size: Literal["tiny", "nano", "pico"] = "tiny",
+        size: Literal["tiny", "nano", "pico", "lite"] = "tiny",
         *,
         grid: tuple[int, int] = (7, 7),
         scale_bias: bool = False,
@@ -369,7 +374,7 @@ class VideoQuality(nn.Module):
 
     def _map(self, x: Tensor, patches: bool) -> Tensor:
         """Values of tokens, `[B, T/2, H/32, W/32, 1]`, or `[B, T/2, 1, 1, 1]` without tokens."""
-        if self.statistics is None and self.size != "pico":
+        if self.statistics is None and self.size not in STEMMED:
             return self._token_values(x, patches)
         odd = not patches and x.shape[2] % PATCH[0]
         whole = torch.cat([x, x[:, :, -1:]], 2) if odd else x  # zeros after the last frame would count as a change

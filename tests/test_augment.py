@@ -1,11 +1,12 @@
-"""What changes training inputs at random: the blur is a Gaussian of each input's own, within its fragments."""
+"""What changes training inputs at random: fragments are left out with their labels, the blur is a Gaussian of each
+input's own, within its fragments."""
 
 import numpy as np
 import pytest
 import torch
 
 from sama.models.swin3d import cut_patches
-from sama.training.augment import REACH, soften
+from sama.training.augment import REACH, soften, thin
 
 MOST = 1.5
 
@@ -49,3 +50,24 @@ def test_fragments_narrower_than_the_blur_keep_their_mean():
     torch.testing.assert_close(flat, torch.ones(2, 3, 4, 4))
     assert soften(x, MOST, (2, 2)).abs().max() < x.abs().max()
     torch.testing.assert_close(soften(x, 0.0, (2, 2)), x)
+
+
+@pytest.mark.parametrize("kind", ["video", "patches", "image"])
+def test_fragments_are_kept_in_their_order_with_their_labels(kind):
+    """Every pixel of a fragment holds the fragment's number, and so does its label."""
+    numbers = torch.arange(12.0).view(3, 4) + 100 * torch.arange(1.0, 6).view(5, 1, 1)  # [B, rows, columns]
+    x = numbers.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None, None].repeat(1, 3, 2, 1, 1)
+    given = {"video": x, "patches": cut_patches(x), "image": x[:, :, 0]}[kind]
+    torch.manual_seed(1)
+    kept, labels = thin(given, numbers[:, None], (3, 4), (2, 3))
+    assert labels.shape == (5, 1, 2, 3)
+    rows, columns = labels[:, 0, :, :1] - numbers[:, :1, :1], labels[:, 0, :1] - labels[:, 0, :1, :1]
+    assert (rows.diff(dim=1) % 4 == 0).all()
+    assert (rows.diff(dim=1) > 0).all()
+    assert (columns.diff(dim=2) > 0).all()
+    assert len({tuple(label.sub(label.min() // 100 * 100).flatten().tolist()) for label in labels}) > 1  # its own each
+    expected = labels[:, 0].repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None, None].repeat(1, 3, 2, 1, 1)
+    expected = {"video": expected, "patches": cut_patches(expected), "image": expected[:, :, 0]}[kind]
+    assert torch.equal(kept, expected)
+    assert thin(given, None, (3, 4), (3, 4))[1] is None
+    assert torch.equal(thin(given, None, (3, 4), (3, 4))[0], given)

@@ -132,8 +132,10 @@ def test_files_are_as_large_as_the_weights(folder):
         ({"size": "nano", "tokens": False}, 8, 64),
         ({"size": "pico", "scale_bias": True}, 3, 96),
         ({"size": "pico"}, 2, 100),  # sizes that neither patches nor fragments divide
+        ({"size": "lite"}, 3, 96),
+        ({"size": "lite", "scale_bias": True}, 2, 100),
     ],
-    ids=["nano-5x90", "nano-20x64", "statistics", "pico-3x96", "pico-2x100"],
+    ids=["nano-5x90", "nano-20x64", "statistics", "pico-3x96", "pico-2x100", "lite-3x96", "lite-2x100"],
 )
 def test_clips_of_any_size(options, frames, side):
     model = trained(VideoQuality(**options, grid=(3, 3)))
@@ -156,8 +158,9 @@ def test_clips_of_any_size(options, frames, side):
         ({"size": "nano", "scale_bias": True}, 20, 90),  # shifted along all axes; both windows and patches are padded
         ({"size": "pico"}, 48, 160),  # three slabs
         ({"size": "pico"}, 2, 96),
+        ({"size": "lite"}, 2, 224),
     ],
-    ids=["nano-20x90", "pico-48x160", "pico-2x96"],
+    ids=["nano-20x90", "pico-48x160", "pico-2x96", "lite-2x224"],
 )
 def test_graphs_of_a_single_clip_cut_attention_into_parts(options, frames, side):
     model = trained(VideoQuality(**options, grid=(3, 3)))

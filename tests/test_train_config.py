@@ -9,7 +9,7 @@ from training_runs import config
 from sama import train as train_command
 from sama.labels import Item
 from sama.train import CONFIGS, configure
-from sama.training.config import Config, Data, LabelledSet, Model, Optim, Sweep
+from sama.training.config import Config, Data, LabelledSet, Model, Optim, Sampling, Sweep
 from sama.training.ranks import Ranks
 from sama.training.setup import make_feed
 from sama.training.sweep import parse_sampling, run
@@ -26,6 +26,20 @@ def test_settings_of_statistics_are_checked(labels, tmp_path):
         config(labels, tmp_path, optim={"statistics_epochs": 2})
     with pytest.raises(ValueError, match="for a model that starts from random weights"):
         config(labels, tmp_path, model=Model(size="nano", weights="some.pth"), optim={"statistics_epochs": 1})
+
+
+def test_settings_of_fragments_and_of_a_pretrained_stem_are_checked(labels, tmp_path):
+    lite, image = Model(size="lite"), Model(kind="image", size="lite")
+    with pytest.raises(ValueError, match=r"at most sampling\.grid; got 9x5 of 7x7 and a lite model on 32x32"):
+        config(labels, tmp_path, model=lite, data=Data(labels=str(labels), fragments=(9, 5)), sampling=Sampling())
+    with pytest.raises(ValueError, match=r"data\.fragments of images must be square; got 1x2"):
+        config(labels, tmp_path, model=image, data=Data(labels=str(labels), fragments=(1, 2)), sampling=Sampling())
+    with pytest.raises(ValueError, match=r"data\.fragments is for a model of size pico or lite"):
+        config(labels, tmp_path, data=Data(labels=str(labels), fragments=(5, 5)), sampling=Sampling())
+    with pytest.raises(ValueError, match=r"starts a model of size lite, without model\.weights; got size nano"):
+        config(labels, tmp_path, model=Model(size="nano", pretrained="some.pth"))
+    with pytest.raises(ValueError, match=r"got size lite and packaged"):
+        config(labels, tmp_path, model=Model(size="lite", pretrained="some.pth", weights="packaged"))
 
 
 def test_a_sweep_compares_samplings(labels, tmp_path):

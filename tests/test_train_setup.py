@@ -4,18 +4,22 @@ import dataclasses
 import math
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+import timm
 import torch
 from training_runs import MODEL, config
 
 import sama
-from sama.training.config import Data, LabelledSet, Model
+from sama.models.swin3d import cut_patches
+from sama.training.config import Data, LabelledSet, Model, Sampling
 from sama.training.loop import save_model, train
 from sama.training.ranks import Ranks
-from sama.training.setup import datasets, make_feed, make_model, parameter_groups, whiten
+from sama.training.setup import datasets, make_feed, make_model, parameter_groups, start_pretrained, whiten
 
 pytestmark = pytest.mark.usefixtures("few_draws")
+LITE = Model(size="lite", dropout=0.0, drop_path=0.0)
 
 
 def test_files_that_fail_are_named_and_left_out(labels, tmp_path):
@@ -46,6 +50,61 @@ def test_the_head_learns_at_the_full_rate(labels, tmp_path):
     head, rest = parameter_groups(make_model(told), told)
     assert (head["lr"], rest["lr"]) == (2.0, 0.2)
     assert len(head["params"]) == 4 + 8  # of the tokens' head and of the statistics
+
+
+def test_a_stem_may_learn_at_a_rate_of_its_own(labels, tmp_path):
+    told = config(labels, tmp_path, model=LITE, optim={"lr": 2.0, "backbone_lr": 0.5, "stem_lr": 0.1})
+    model = make_model(told)
+    head, swin, stem = parameter_groups(model, told)
+    assert (head["lr"], swin["lr"], stem["lr"]) == (2.0, 1.0, 0.1)
+    assert [id(p) for p in stem["params"]] == [id(p) for p in model.backbone.stem.parameters()]
+    assert sum(len(group["params"]) for group in (head, swin, stem)) == len([*model.parameters()])
+
+
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_training_from_a_pretrained_stem_on_some_fragments(kind, labels, tmp_path):
+    torch.manual_seed(0)
+    torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), tmp_path / "lite0.pth")
+    model = dataclasses.replace(LITE, kind=kind, pretrained=str(tmp_path / "lite0.pth"))
+    sampling = Sampling("fragment" if kind == "image" else "sama-c", (2, 2), clip_len=2, interval=1, num_clips=1)
+    if kind == "image":
+        labels = frames_of(labels, tmp_path)
+    data = Data(labels=str(labels), fragments=(1, 1) if kind == "image" else (2, 1))
+    told = config(labels, tmp_path / "run", model=model, sampling=sampling, data=data, optim={"epochs": 1})
+    start = make_model(told)
+    start_pretrained(start, told, datasets(told)["train"], Ranks.alone(torch.device("cpu")))
+    stem = start.backbone.stem
+    feed = make_feed(told, datasets(told)["train"], Ranks.alone(torch.device("cpu")), train=True)
+    x = torch.cat([batch.x for batch in feed.epoch()])
+    x = cut_patches(x[:, :, None].repeat(1, 1, 2, 1, 1)) if kind == "image" else x
+    with torch.no_grad():
+        standard = ((stem.describe(x) - stem.centre) / stem.deviation).flatten(0, -2)
+    torch.testing.assert_close(standard.mean(0), torch.zeros(standard.shape[1]), atol=0.01, rtol=0)
+    assert standard.std(0).median() == pytest.approx(1, abs=0.1)
+    assert math.isfinite(train(told)["history"][0]["loss"])
+    assert sama.load_model(tmp_path / "run" / "last.safetensors", "cpu").module.size == "lite"
+
+
+def frames_of(labels, folder):
+    """A label file of the first frames of the videos of one."""
+    lines = labels.read_text().splitlines()
+    for line in lines[1:]:
+        name = line.split(",")[0]
+        with av.open(str(labels.parent / name)) as container:
+            next(container.decode(video=0)).to_image().save(folder / f"{Path(name).stem}.png")
+    (folder / "images.csv").write_text("\n".join(lines).replace(".mp4", ".png"))
+    return folder / "images.csv"
+
+
+def test_a_pretrained_stem_that_is_none_is_refused(labels, tmp_path):
+    told = config(labels, tmp_path, model=dataclasses.replace(LITE, pretrained=str(tmp_path / "x.pth")))
+    for content in (None, b"nothing", {"a": torch.zeros(3)}, [3]):
+        if isinstance(content, bytes):
+            (tmp_path / "x.pth").write_bytes(content)
+        elif content is not None:
+            torch.save(content, tmp_path / "x.pth")
+        with pytest.raises(ValueError, match=r"x\.pth is no checkpoint of EfficientNet-Lite0"):
+            start_pretrained(make_model(told), told, [], Ranks.alone(torch.device("cpu")))
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -1,4 +1,5 @@
-"""What changes training inputs at random while their labels stay: `augment` moves, `jitter` recolours, `soften` blurs.
+"""What changes training inputs at random while their labels stay: `thin` leaves fragments out, `augment` moves,
+`jitter` recolours, `soften` blurs.
 
 A label that is relative to an undegraded file, such as VMAF, depends little on how bright, strong in contrast or crisp
 that file is; without these a network takes the training set's own look for quality.
@@ -12,6 +13,26 @@ from torch import Tensor
 from sama.kernels.layout import PATCH, is_patches
 
 REACH = 4  # pixels of the blur to each side
+
+
+def thin(x: Tensor, local: Tensor | None, grid: tuple[int, int], kept: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    """Keep some rows and columns of fragments of each input, drawn at random, in their order. Shapes as in `augment`.
+
+    grid: fragments in height and width; kept: of these
+    """
+    at = x.ndim - 4 if is_patches(x.shape) else x.ndim - 3  # axis of one sample's rows
+    samples, labels = [], []
+    for k in range(len(x)):
+        sample, label = x[k], None if local is None else local[k]
+        for axis, (count, left) in enumerate(zip(grid, kept)):
+            chosen = torch.randperm(count)[:left].sort().values.to(x.device)
+            sample = sample.unflatten(at + axis, (count, -1)).index_select(at + axis, chosen)
+            sample = sample.flatten(at + axis, at + axis + 1)
+            label = None if label is None else label.index_select(1 + axis, chosen)
+        samples.append(sample)
+        labels.append(label)
+    some = None if local is None else torch.stack([label for label in labels if label is not None])
+    return torch.stack(samples), some
 
 
 def augment(x: Tensor, local: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

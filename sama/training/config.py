@@ -12,6 +12,8 @@ from typing import Literal
 from sama.decode import check_decoder
 from sama.errors import InputError
 from sama.kernels.layout import PATCH
+from sama.models.lite import TOKEN
+from sama.models.swin3d import STEMMED
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Data:
         standardise; "" does not
     standardise: train on labels brought to mean 0 and deviation 1. A model that starts from random weights, and whose
         loss depends on the scale, would otherwise spend its time on finding it; the calibration brings scores back
+    fragments: rows and columns of fragments that a training input keeps, drawn at random, since a step costs as many;
+        for a model with a value for each fragment of 32x32. Without, all of `sampling.grid`
     """
 
     labels: str = ""
@@ -84,6 +88,7 @@ class Data:
     draws: int = 1
     reference: str = ""
     standardise: bool = False
+    fragments: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,9 +96,10 @@ class Model:
     """The network.
 
     kind: "video" (Swin3D-T with GRPB) or "image" (Swin V2-T)
-    size: "tiny", the published one, or "nano" and "pico", for a laptop; the packaged models are pico
+    size: "tiny", the published one, or "nano", "pico" and "lite", for a laptop; the packaged models are lite
     weights: checkpoint to start from, of any source that `sama weights` reads, or "packaged"; "" starts from random
         weights
+    pretrained: checkpoint of EfficientNet-Lite0 to start the stem of a lite model from (docs/models.md)
     whiten: start the patch embedding as a whitening of the training set's patches, so that details, a thousandth of the
         power of a patch, weigh as much as its brightness; for a video model that starts from random weights
     drop_path: stochastic depth of the last block; dropout: of the head and of a nano model's scene statistics
@@ -103,8 +109,9 @@ class Model:
     """
 
     kind: Literal["video", "image"] = "video"
-    size: Literal["tiny", "nano", "pico"] = "tiny"
+    size: Literal["tiny", "nano", "pico", "lite"] = "tiny"
     weights: str = ""
+    pretrained: str = ""
     whiten: bool = False
     drop_path: float = 0.1
     dropout: float = 0.5
@@ -138,7 +145,8 @@ class Optim:
     batch: files in a batch, over all ranks; at least 2 videos, since their losses compare them
     accumulate: batches in a step of the optimiser; each batch has its own loss
     statistics_epochs: first epochs that train only the `SceneStatistics` of a nano video model, which is quick
-    lr: learning rate of all but the backbone; backbone_lr: factor of it for the backbone
+    lr: learning rate of all but the backbone; backbone_lr: factor of it for the backbone; stem_lr: further factor of
+        that for a lite model's pretrained stem
     curriculum: pairs of frames and epochs, such as [[2, 6], [4, 3]]: in the first epochs training clips have only so
         many frames, of a data.cache, since most faults show in a few and a step costs as its frames; then clip_len
     warmup_epochs: length of the warm-up; of its n steps, step k (from 0 on) has (k + 1) / (n + 1) of the rate
@@ -154,6 +162,7 @@ class Optim:
     accumulate: int = 1
     lr: float = 1e-3
     backbone_lr: float = 0.1
+    stem_lr: float = 1.0
     weight_decay: float = 0.05
     curriculum: list[tuple[int, int]] = field(default_factory=list)
     warmup_epochs: float = 2.5
@@ -223,6 +232,7 @@ class Config:
             ("optim.clip_norm", optim.clip_norm, 0),
             ("optim.lr", optim.lr, 0),
             ("optim.backbone_lr", optim.backbone_lr, 0),
+            ("optim.stem_lr", optim.stem_lr, 0),
             ("optim.weight_decay", optim.weight_decay, 0),
             ("optim.warmup_epochs", optim.warmup_epochs, 0),
             ("optim.rank_weight", optim.rank_weight, 0),
@@ -250,18 +260,33 @@ class Config:
             raise InputError("optim.curriculum and data.draws are for sampled inputs that are kept: give data.cache")
         if self.data.reference and not (self.data.cache and self.data.standardise):
             raise InputError("data.reference needs data.cache and data.standardise true")
-        whole = (self.model.size, tuple(self.sampling.fragment)) == ("pico", (32, 32))
+        whole = self.model.size in STEMMED and tuple(self.sampling.fragment) == (TOKEN, TOKEN)
         if self.data.reference and (self.data.demo or not whole):
             raise InputError(
-                "data.reference is for a label file, and a pico model on fragments of 32x32, which has a value for "
-                f"each; got a {self.model.size} model, {'x'.join(map(str, self.sampling.fragment))}"
-                + (" and data.demo" if self.data.demo else "")
+                f"data.reference is for a label file, and a model of size {' or '.join(STEMMED)} on fragments of "
+                f"32x32, which has a value for each; got a {self.model.size} model, "
+                f"{'x'.join(map(str, self.sampling.fragment))}" + (" and data.demo" if self.data.demo else "")
             )
-        if self.model.whiten and (self.model.weights or self.model.kind != "video" or self.model.size == "pico"):
+        kept, there = self.data.fragments, self.sampling.grid
+        if kept and not (whole and all(1 <= some <= count for some, count in zip(kept, there))):
             raise InputError(
-                "model.whiten is for a video model that starts from random weights, without model.weights; not for pico"
+                f"data.fragments is for a model of size {' or '.join(STEMMED)} on fragments of 32x32, and at most "
+                f"sampling.grid; got {'x'.join(map(str, kept))} of {'x'.join(map(str, there))} and a {self.model.size} "
+                f"model on {'x'.join(map(str, self.sampling.fragment))}"
             )
+        if kept and self.model.kind == "image" and kept[0] != kept[1]:
+            raise InputError(f"data.fragments of images must be square; got {'x'.join(map(str, kept))}")
         model = self.model
+        if model.pretrained and (model.size != "lite" or model.weights):
+            raise InputError(
+                f"model.pretrained starts a model of size lite, without model.weights; got size {model.size}"
+                + (f" and {model.weights}" if model.weights else "")
+            )
+        if model.whiten and (model.weights or model.kind != "video" or model.size in STEMMED):
+            raise InputError(
+                "model.whiten is for a video model that starts from random weights, without model.weights; not for "
+                f"{' or '.join(STEMMED)}"
+            )
         if (optim.statistics_epochs or not model.tokens) and (model.kind, model.size) != ("video", "nano"):
             raise InputError(
                 "optim.statistics_epochs and model.tokens=false are for a nano video model, which alone has scene "

@@ -28,7 +28,7 @@ from sama.labels import Item
 from sama.models import ImageQuality, VideoQuality, save_weights
 from sama.models.attention import attention_for_training, choose_attention
 from sama.models.precision import DTYPES, check_precision, computing
-from sama.training.augment import augment, jitter, soften
+from sama.training.augment import augment, jitter, soften, thin
 from sama.training.cache import CachedFeed
 from sama.training.config import Config, frames_of_epoch
 from sama.training.local import local_loss
@@ -42,6 +42,7 @@ from sama.training.setup import (
     make_feed,
     make_model,
     parameter_groups,
+    start_pretrained,
     start_standardised,
     whiten,
 )
@@ -64,6 +65,8 @@ def train(config: Config) -> dict[str, Any]:
     model = make_model(config).to(ranks.device)
     if not state.tensors:
         start_standardised(model, config, sets["train"])
+    if config.model.pretrained and not state.tensors:
+        start_pretrained(model, config, sets["train"], ranks)
     if config.model.whiten and not state.tensors and isinstance(model, VideoQuality):
         whiten(model, config, sets["train"], ranks)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
@@ -186,9 +189,14 @@ def predict(model: nn.Module, batch: Batch, config: Config, ranks: Ranks) -> tup
         shape = (1, 3, config.sampling.clip_len, 32, 32) if config.model.kind == "video" else (1, 3, 256, 256)
         nothing = model(torch.zeros(shape, device=ranks.device)).flatten()[:0].float()
         return nothing, nothing.sum()
-    x, labels = augment(batch.x, batch.local) if config.data.augment else (batch.x, batch.local)
+    x, labels, grid = batch.x, batch.local, config.sampling.grid
+    if config.data.fragments:
+        x, labels = thin(x, labels, grid, config.data.fragments)
+        grid = config.data.fragments
+    if config.data.augment:
+        x, labels = augment(x, labels)
     if config.data.soften:
-        x = soften(x, config.data.soften, config.sampling.grid)
+        x = soften(x, config.data.soften, grid)
     tokens = model(jitter(x, config.data.jitter) if config.data.jitter else x).float()
     local = tokens.new_zeros(()) if labels is None else local_loss(tokens.flatten(1), labels.flatten(1))
     if config.model.kind == "image":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,16 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from sama.backends import MEAN, STD
 from sama.errors import InputError
 from sama.feed import Feed
 from sama.kernels.layout import PATCH, OutputLayout, fits_patches, is_patches
 from sama.labels import Item, leakage, named_split, protocol_split, read_labels, with_split
 from sama.model import find_weights
 from sama.models import ImageQuality, VideoQuality, load_weights
+from sama.models.lite import LiteStem
 from sama.models.reading import read_metadata
-from sama.models.swin3d import cut_patches
+from sama.models.swin3d import STEMMED, cut_patches
 from sama.sampler import ImageSampler, VideoSampler
 from sama.training.cache import CachedFeed
 from sama.training.config import Config, Data
@@ -131,7 +134,7 @@ def make_model(config: Config) -> VideoQuality | ImageQuality:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if settings.kind == "image":
-            grid: dict[str, Any] = {"grid": config.sampling.grid} if settings.size == "pico" else {}
+            grid: dict[str, Any] = {"grid": config.sampling.grid} if settings.size in STEMMED else {}
             model = ImageQuality(settings.size, **grid, **common)
         else:
             model = VideoQuality(
@@ -242,11 +245,39 @@ def _feed(config: Config, items: Sequence[Item], ranks: Ranks, *, train: bool = 
 
 
 def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
-    """Two groups for the optimiser: the head (and scene statistics) at the learning rate, the backbone at its share."""
-    head = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
-    backbone = [p for name, p in model.named_parameters() if name.startswith("backbone.")]
-    lr = config.optim.lr
-    return [{"params": head, "lr": lr}, {"params": backbone, "lr": lr * config.optim.backbone_lr}]
+    """Groups for the optimiser: the head (and scene statistics) at the learning rate, the backbone at its share; where
+    the stem has a share of that, it is the third."""
+    optim = config.optim
+    names = ["backbone.", *(["backbone.stem."] if optim.stem_lr != 1 else [])]
+    groups: list[list[nn.Parameter]] = [[] for _ in range(len(names) + 1)]
+    for name, parameter in model.named_parameters():
+        groups[sum(map(name.startswith, names))].append(parameter)
+    rates = optim.lr, optim.lr * optim.backbone_lr, optim.lr * optim.backbone_lr * optim.stem_lr
+    return [{"params": group, "lr": rate} for group, rate in zip(groups, rates)]
+
+
+@torch.no_grad()
+def start_pretrained(model: VideoQuality | ImageQuality, config: Config, items: Sequence[Item], ranks: Ranks) -> None:
+    """Start the stem of a lite model from `model.pretrained`, and measure what it describes on some training files.
+
+    `InputError` for a file that is no checkpoint of EfficientNet-Lite0.
+    """
+    path = config.model.pretrained
+    assert model.backbone is not None
+    stem = model.backbone.stem
+    assert isinstance(stem, LiteStem)
+    mean, std = (torch.tensor(values) for values in (MEAN, STD))
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            stem.start(weights, mean, std)
+    except (OSError, ValueError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
+        raise InputError(f"model.pretrained {path} is no checkpoint of EfficientNet-Lite0: {error}") from None
+    x = _some_inputs(config, items, ranks)
+    described = torch.cat([stem.describe(some) for some in x.split(8)]).flatten(0, -2)
+    stem.deviation.copy_(described.std(0) + LEAST_DEVIATION)
+    stem.centre.copy_(described.mean(0))
 
 
 @torch.no_grad()
@@ -258,12 +289,7 @@ def whiten(model: VideoQuality, config: Config, items: Sequence[Item], ranks: Ra
     from the strongest to the weakest at even steps. The scene statistics of a nano model measure the same components,
     and are brought to mean 0 and deviation 1 over those files.
     """
-    feed = make_feed(config, items[:: max(1, len(items) // WHITENING_FILES)], Ranks.alone(ranks.device), train=True)
-    inputs = [batch.x for batch in feed.epoch() if batch.x is not None]
-    if not inputs:
-        raise InputError("model.whiten: none of the files could be read")
-    x = torch.cat(inputs)
-    x = x if is_patches(x.shape) else cut_patches(x)
+    x = _some_inputs(config, items, ranks)
     patches = x.flatten(0, -2)[::7].double()
     power, directions = torch.linalg.eigh(torch.cov(patches.T))
     weight = (directions / (power.clamp_min(0) + WHITENING_FLOOR).sqrt()).T
@@ -286,3 +312,15 @@ def whiten(model: VideoQuality, config: Config, items: Sequence[Item], ranks: Ra
         weight = torch.cat([weight, -weight])
     embed.proj.weight.copy_(weight)
     embed.proj.bias.copy_(-weight @ mean)
+
+
+def _some_inputs(config: Config, items: Sequence[Item], ranks: Ranks) -> Tensor:
+    """Patches of `WHITENING_FILES` of the files."""
+    feed = make_feed(config, items[:: max(1, len(items) // WHITENING_FILES)], Ranks.alone(ranks.device), train=True)
+    inputs = [batch.x for batch in feed.epoch() if batch.x is not None]
+    if not inputs:
+        raise InputError("none of the files that initial weights are measured on could be read")
+    x = torch.cat(inputs)
+    if x.ndim == 4:
+        x = x[:, :, None].expand(-1, -1, PATCH[0], -1, -1)
+    return x if is_patches(x.shape) else cut_patches(x)

@@ -1,21 +1,24 @@
-"""Pico networks: the stem behind whose filters fragments do not see each other, and what videos and images share."""
+"""Networks with a value for each fragment, pico and lite: their stems, and what videos and images share."""
 
 import numpy as np
 import pytest
+import timm
 import torch
 
+from sama.backends import MEAN, STD
 from sama.errors import CheckpointError
 from sama.model import QualityModel, load_model
 from sama.models import ImageQuality, VideoQuality, build, load_weights, save_weights
+from sama.models.lite import ScaledConv
 from sama.models.stem import FragmentStem
-from sama.models.swin3d import cut_patches
+from sama.models.swin3d import STEMMED, cut_patches
 from sama.training.augment import jitter
 
 
-@pytest.fixture(scope="module")
-def model():
+@pytest.fixture(scope="module", params=STEMMED)
+def model(request):
     torch.manual_seed(0)
-    return VideoQuality("pico").eval()
+    return VideoQuality(request.param).eval()
 
 
 def clips(*shape):
@@ -72,8 +75,8 @@ def test_the_stem_does_not_look_over_a_fragments_border(fragment):
     assert not differs.any()
 
 
-def test_the_first_filters_see_detail_and_not_brightness(model):
-    stem = model.backbone.stem
+def test_the_first_filters_see_detail_and_not_brightness():
+    stem = VideoQuality("pico").backbone.stem
     weight = stem.filters.weight
     assert not weight.requires_grad
     detail = weight[:-3].flatten(2).sum(-1)
@@ -82,9 +85,72 @@ def test_the_first_filters_see_detail_and_not_brightness(model):
     assert (detail.abs().amax(1) > 1).sum() == 2  # only the differences of frames see a frame that is brighter
 
 
-def test_an_untrained_model_learns_the_sharper_of_two():
+PHOTOGRAPH = {"mean": torch.tensor(MEAN), "std": torch.tensor(STD)}
+
+
+@pytest.fixture(scope="module")
+def efficientnet():
+    """timm's EfficientNet-Lite0 with random weights and batch norms."""
+    torch.manual_seed(2)
+    net = timm.create_model("tf_efficientnet_lite0").eval()
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(layer.running_mean, -0.5, 0.5)
+            torch.nn.init.uniform_(layer.running_var, 0.5, 2)
+            torch.nn.init.uniform_(layer.weight, 0.5, 2)
+            torch.nn.init.uniform_(layer.bias, -0.5, 0.5)
+    return net
+
+
+def test_the_pretrained_stem_computes_what_efficientnet_does(efficientnet):
+    """Away from the borders, where the two pad with other values, and on another side."""
+    stem = VideoQuality("lite").backbone.stem.eval()
+    stem.start(efficientnet.state_dict(), **PHOTOGRAPH)
+    grey = 255 * torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(4))
+    x = (grey - PHOTOGRAPH["mean"][:, None, None]) / PHOTOGRAPH["std"][:, None, None]
+    with torch.no_grad():
+        ours = torch.nn.functional.relu6(stem.first(stem._pictures(cut_patches(x[:, :, None].repeat(1, 1, 2, 1, 1)))))
+        padded = torch.nn.functional.pad((grey - 127) / 128, (1, 1, 1, 1))
+        theirs = efficientnet.bn1(torch.nn.functional.conv2d(padded, efficientnet.conv_stem.weight, stride=2))
+        torch.testing.assert_close(ours[..., 1:, 1:], theirs[..., 1:, 1:], rtol=1e-3, atol=1e-3)
+        ours, theirs = stem.stages[0](ours), efficientnet.blocks[0](ours)
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)  # of stride 1: the same padding
+
+
+def test_a_lite_stem_sees_how_the_second_frame_differs(efficientnet):
+    stem = VideoQuality("lite").backbone.stem.eval()
+    stem.start(efficientnet.state_dict(), **PHOTOGRAPH)
+    x = clips(1, 3, 2, 64, 64)
+    still = x[:, :, :1].repeat(1, 1, 2, 1, 1)
+    with torch.no_grad():
+        assert not torch.allclose(stem(cut_patches(x)), stem(cut_patches(still)), atol=0.01)
+
+
+@pytest.mark.parametrize("change", ["another network", "too few"])
+def test_weights_of_another_network_are_refused(change, efficientnet):
+    weights = dict(efficientnet.state_dict())
+    if change == "too few":
+        weights = dict([*weights.items()][:40])
+    else:
+        weights = timm.create_model("efficientnet_b0").state_dict()
+    with pytest.raises(ValueError, match=r"got shapes .* expected"):
+        VideoQuality("lite").backbone.stem.start(weights, **PHOTOGRAPH)
+
+
+def test_a_factor_of_a_convolution_is_that_of_its_outputs():
+    layer, plain = ScaledConv(4, 6, 3, groups=2), torch.nn.Conv2d(4, 6, 3, padding=1, groups=2)
+    plain.load_state_dict({"weight": layer.weight, "bias": layer.bias})
+    x = clips(1, 4, 8, 8)
+    with torch.no_grad():
+        layer.gain.copy_(torch.arange(6.0))
+        expected = (plain(x) - plain.bias[:, None, None]) * layer.gain[:, None, None] + plain.bias[:, None, None]
+        torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("size", STEMMED)
+def test_an_untrained_model_learns_the_sharper_of_two(size):
     torch.manual_seed(0)
-    model = VideoQuality("pico", grid=(2, 2), dropout=0.0, drop_path=0.0)
+    model = VideoQuality(size, grid=(2, 2), dropout=0.0, drop_path=0.0)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
     sharp = clips(4, 3, 2, 64, 64)
     soft = torch.nn.functional.avg_pool3d(sharp, (1, 3, 3), 1, (0, 1, 1))
@@ -102,7 +168,7 @@ def test_an_untrained_model_learns_the_sharper_of_two():
 def test_a_still_video_and_its_image_share_weights(model, tmp_path):
     metadata = {"mode": "sama-c", "grid": [7, 7], "fragment": [32, 32], "clip_len": 2, "interval": 1, "num_clips": 1}
     save_weights(model, tmp_path / "video.safetensors", metadata=metadata)
-    image_model = ImageQuality("pico", grid=(7, 7)).eval()
+    image_model = ImageQuality(model.size, grid=(7, 7)).eval()
     report = load_weights(image_model, tmp_path / "video.safetensors")
     assert (report.missing, report.dropped) == ((), ())
     image = clips(2, 3, 224, 224)
@@ -111,19 +177,20 @@ def test_a_still_video_and_its_image_share_weights(model, tmp_path):
         torch.testing.assert_close(image_model(image), still.flatten(1))
 
 
+@pytest.mark.parametrize("size", STEMMED)
 @pytest.mark.parametrize("kind", ["video", "image"])
-def test_a_checkpoint_says_which_of_the_two_it_is(kind, tmp_path):
+def test_a_checkpoint_says_which_of_the_two_it_is(kind, size, tmp_path):
     torch.manual_seed(3)
-    model = VideoQuality("pico") if kind == "video" else ImageQuality("pico", grid=(5, 5))
+    model = VideoQuality(size) if kind == "video" else ImageQuality(size, grid=(5, 5))
     metadata = {"mode": "sama-c" if kind == "video" else "sama", "grid": [5, 5], "fragment": [32, 32]}
     save_weights(model, tmp_path / "x.safetensors", metadata=metadata)
     built = build(tmp_path / "x.safetensors")
-    assert (built.model.kind, built.model.size) == (kind, "pico")
+    assert (built.model.kind, built.model.size) == (kind, size)
     for name, value in model.state_dict().items():
         assert torch.equal(value, built.model.state_dict()[name])
 
 
-@pytest.mark.parametrize(("size", "grid"), [("pico", (7, 8)), ("tiny", (7, 7)), ("nano", (7, 7))])
+@pytest.mark.parametrize(("size", "grid"), [("pico", (7, 8)), ("lite", (7, 8)), ("tiny", (7, 7)), ("nano", (7, 7))])
 def test_an_image_grid_that_does_not_fit_is_refused(size, grid):
     with pytest.raises(ValueError, match="expected a square one"):
         ImageQuality(size, grid=grid)
