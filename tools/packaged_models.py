@@ -326,7 +326,8 @@ def card(options: argparse.Namespace, found: dict[str, Measured], text: str, not
 CARD = """# The packaged {kind} model
 
 What `sama score` uses for {kind}s without `--weights`: a {network} Swin ({parameters:.1f} million
-parameters, {size:.1f} MB) on {grid} fragments of {fragment} pixels, mode `{mode}`, with one value for each fragment.{clips}
+parameters, {size:.1f} MB) on {grid} fragments of {fragment} pixels, mode `{mode}`, with one value for each
+fragment.{clips}
 
 **A score is a prediction of VMAF v0.6.1, 0 to 100, without the reference.** VMAF was fitted to people's votes on
 compressed and scaled video: 95 is as good as undegraded, 70 is visibly worse, 30 is bad. It says how much of a master's
