@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 MIN_JUMP = 8  # packets; decoding on is cheaper than emptying and refilling the decoder for fewer
 NO_PTS = np.iinfo(np.int64).min
-UNKNOWN = -2  # no layer is; -1 is one that the standard forbids
+UNKNOWN = -1
 
 # Decoders whose "NONREF" leaves out no frame that another one refers to.
 SKIPS_EXACTLY = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8"})
 
 # What the index needs of a packet. pts and duration are in the stream's time base; pts is NO_PTS, duration 0 where it
-# is not known. is_entry: a key packet that decoding can begin at (`sama.decode.nal.is_entry`). layer: HEVC's temporal
-# layer. These two stand in the packet itself: they are UNKNOWN where it was not read.
+# is not known. is_entry: a key packet that decoding can begin at (`sama.decode.nal.is_entry`), UNKNOWN where only the
+# packet itself tells and it was not read. layer: HEVC's temporal layer.
 PACKET = np.dtype(
     [
         *(("pts", "i8"), ("duration", "i8"), ("size", "i8")),
@@ -71,8 +71,7 @@ class PacketIndex:
         self.places[self._order] = np.arange(len(packets))
         self.keys = np.flatnonzero(packets["is_key"])
         layers = packets["layer"]
-        known = codec in SKIPS_EXACTLY and layers.min() != UNKNOWN
-        self.skippable = layers == layers.max() if known else np.zeros(len(packets), bool)
+        self.skippable = (layers == layers.max()) & (codec in SKIPS_EXACTLY)
         self._end = np.cumsum(packets["size"])
 
     @classmethod

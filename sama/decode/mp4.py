@@ -96,6 +96,8 @@ def packet_table(content: Content, container: av.container.InputContainer, strea
     codec = stream.codec_context.codec.canonical_name
     if codec not in CODECS or not hasattr(stream, "index_entries"):
         raise UnprovenError(codec)
+    if codec == "hevc" and _layers(stream.codec_context.extradata) != 1:
+        raise UnprovenError("temporal layers, which only the packets tell")
     tracks, timescale = _tracks(content)
     for other in container.streams:
         if other.index != stream.index and len(other.index_entries):
@@ -246,7 +248,6 @@ def _packets(content: Content, track: Track, timescale: int, stream: VideoStream
     packets["is_shown"] = _shown(track, timescale, decoded + offset)
     codec = stream.codec_context.codec.canonical_name
     packets["is_entry"] = np.where(packets["is_key"], UNKNOWN, 0) if codec == "h264" else packets["is_key"]
-    packets["layer"] = UNKNOWN if codec == "hevc" and _layers(stream.codec_context.extradata) != 1 else 0
     kept = _kept(samples, stream)
     packets, place, decoded = packets[kept], samples.place[kept], decoded[kept]
     if (place + packets["size"]).max() > content.size:

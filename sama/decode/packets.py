@@ -172,8 +172,7 @@ class Source:
             return
         found = (packet.pts, packet.duration or 0, packet.size, packet.is_keyframe, not packet.is_discard)
         expected = tuple(tables[name][number] for name in ("pts", "duration", "size", "is_key", "is_shown"))
-        layer = tables["layer"][number]
-        good = found == expected and not packet.is_corrupt and (layer == UNKNOWN or layer == self._layer(packet))
+        good = found == expected and not packet.is_corrupt and tables["layer"][number] == self._layer(packet)
         if not good or (number and is_stateful(packet)):
             self.guard.by_index = False
             raise IndexMismatchError(self.path, f"its tables tell another packet {number} than it has")
