@@ -33,6 +33,7 @@ from sama.storage import Handle, LocalFile
 MAX_THREADS = 4
 THREAD_BYTES = 40 << 20  # of frames, one per thread: three threads at 2160p, one at 2160p with 10 bits
 SEEK_BYTES = 16 << 20  # reading past fewer bytes is as fast as seeking, and cannot land in the wrong place
+SEEK_PACKETS = 250  # likewise, in a file with tables: to seek there is to look something up in them
 
 # Decoders that pass over damaged slices without a word, unless they are told to stop there.
 SILENT_DECODERS = frozenset({"hevc", "vvc"})
@@ -239,7 +240,9 @@ class Source:
     def positioned(self, index: PacketIndex, run: Run) -> Source:
         """This source, or a new one in its place, at the first packet of a run."""
         source = self
-        if self.position > run.first or index.bytes_between(self.position, run.first) > SEEK_BYTES:
+        ahead = run.first - self.position
+        is_far = self.tables is not None and ahead > SEEK_PACKETS
+        if ahead < 0 or is_far or index.bytes_between(self.position, run.first) > SEEK_BYTES:
             self.seek(index, run.first)
         if self.position > run.first:
             source = self.reopened()  # the seek failed: read from the start
