@@ -30,10 +30,10 @@ from av.bitstream import BitStreamFilterContext
 
 from sama.decode.nvdec import gpu_decodable
 from sama.decode.packets import Source
-from sama.decode.pyav import PyavVideo, SourcedVideo
+from sama.decode.pyav import NO_ENTRY, PyavVideo, SourcedVideo
 from sama.decode.sessions import SessionPool
 from sama.devices import pick_device
-from sama.errors import DecodeError, IndexMismatchError, InputError, MissingLibraryError, without_traceback
+from sama.errors import DecodeError, InputError, MissingLibraryError, without_traceback
 from sama.frames import Frame
 
 try:
@@ -51,7 +51,6 @@ HELD_FRAMES = 10  # of RGB, the size of 20 surfaces: the decoder's, and the grou
 SESSIONS_PER_ENGINE = 2  # one decodes while the other waits for packets
 DEFAULT_ENGINES = 2  # where the library does not say how many there are
 REORDERED = 64  # packets at most by which a codec shows a picture earlier than the key frame that it comes after
-UNNUMBERED = "its time stamps do not tell which frames it has"
 FLUSH_ROUNDS = 8  # empty packets until a decoder has given everything; the first one is enough
 
 
@@ -338,15 +337,10 @@ def refusal(video: PyavVideo, device: torch.device) -> str | None:
     if video.matrix is None:
         return "its colour matrix is neither BT.601 nor BT.709"
     if video.index is None:
-        return UNNUMBERED
+        return "its time stamps do not tell which frames it has"
     capability = torch.cuda.get_device_capability(device)
     problem = gpu_decodable(video.info.codec, video.info.pix_fmt, *video.decoded_size, capability=capability)
     if problem:
         return problem
-    with suppress(IndexMismatchError):  # no number was given out yet
-        video.complete()
-    if video.index is None:
-        return UNNUMBERED
-    if not video.index.packets["is_entry"][video.index.keys].all():
-        return "decoding cannot begin at each of its key frames (gradual refresh)"
-    return None
+    entries = video.index.packets["is_entry"][video.index.keys]
+    return None if entries.all() else f"{NO_ENTRY} at each of its key frames (gradual refresh)"  # UNKNOWN passes

@@ -23,9 +23,8 @@ import numpy as np
 from av.container import Flags
 from av.stream import Disposition
 
-from sama.decode import mp4
+from sama.decode import mp4, nal
 from sama.decode.index import NO_PTS, PACKET, UNKNOWN, PacketIndex, Run
-from sama.decode.nal import hevc_layer, is_entry, nal_length
 from sama.errors import DamageError, DecodeError, IndexMismatchError
 from sama.limits import MAX_SCANS, SCAN, Guard, has_too_many_scans
 from sama.storage import Handle, LocalFile
@@ -124,7 +123,7 @@ class Source:
         self.format = self.container.format.name
         self.codec = self.context.codec.canonical_name
         self.intra_only = self.context.codec.intra_only
-        self.unit_length = nal_length(self.codec, self.context.extradata)
+        self.unit_length = nal.nal_length(self.codec, self.context.extradata)
         self.expect(tables)
         self.time_base = self.stream.time_base or Fraction(1)
         self.nominal_fps = float(self.stream.average_rate or self.stream.guessed_rate or 25)
@@ -179,7 +178,7 @@ class Source:
             raise IndexMismatchError(self.path, f"its tables tell another packet {number} than it has")
 
     def _layer(self, packet: av.Packet) -> int:
-        return hevc_layer(memoryview(packet), self.unit_length) if self.codec == "hevc" else 0
+        return nal.hevc_layer(memoryview(packet), self.unit_length) if self.codec == "hevc" else 0
 
     def _demux(self) -> Iterator[av.Packet]:
         try:
@@ -225,17 +224,17 @@ class Source:
         if self.is_late and is_short:
             return self.reopened(threads=1).positioned(index, run)
         source = self.positioned(index, run)
-        if source.is_late and run.first > 0 and not source._is_entry(index, run.first):
+        if source.is_late and run.first > 0 and not source.is_entry(index, run.first):
             return source.reopened(threads=1).positioned(index, run)
         return source
 
-    def _is_entry(self, index: PacketIndex, number: int) -> bool:
+    def is_entry(self, index: PacketIndex, number: int) -> bool:
         """Whether decoding can begin at a key packet, the next one to be read."""
         known = index.packets["is_entry"][number]
         if known != UNKNOWN:
             return bool(known)
         packet = self.peek()
-        return packet is not None and is_entry(self.codec, memoryview(packet), self.unit_length)
+        return packet is not None and nal.is_entry(self.codec, memoryview(packet), self.unit_length)
 
     def positioned(self, index: PacketIndex, run: Run) -> Source:
         """This source, or a new one in its place, at the first packet of a run."""
@@ -343,7 +342,7 @@ def read_packets(source: Source) -> tuple[np.ndarray, av.VideoFrame | None]:
                 not (hidden or packet.is_discard),
                 packet.is_corrupt,
                 is_stateful(packet),
-                packet.is_keyframe and is_entry(source.codec, data, source.unit_length),
+                packet.is_keyframe and nal.is_entry(source.codec, data, source.unit_length),
                 source._layer(packet),
             )
 

@@ -30,6 +30,7 @@ from sama.limits import Guard
 MATRIX_OF_TAG: dict[int, Matrix] = {1: "bt709", 2: "bt601", 5: "bt601", 6: "bt601"}  # AVColorSpace; 2 is "unspecified"
 FULL_RANGE_TAG = 2  # AVCOL_RANGE_JPEG
 ROTATIONS: tuple[Literal[0, 90, 180, 270], ...] = (0, 90, 180, 270)
+NO_ENTRY = "decoding cannot begin"
 DECODER_FRAMES = 20  # a decoder holds: the references of its codec, one frame per thread, and what is on its way
 
 
@@ -76,9 +77,9 @@ class PyavVideo:
             raise
 
     def complete(self) -> None:
-        """Read all packets, if the file was opened by its tables: only then `PacketIndex.packets` says all of them.
+        """Read all packets, if the file was opened by its tables.
 
-        What `info` says stays; IndexMismatchError where it does not, and the file is to be opened again.
+        IndexMismatchError where they tell other frames than the tables: then numbers that were given out are wrong.
         """
         if self.info.opened == "packets":
             return
@@ -257,16 +258,18 @@ class PyavVideo:
         Yields `(n, place, source, packet)`: n is the frame that the packet shows, -1 for none, place its place in
         `PacketIndex.places`; packet is None where the next one begins another run. Packets of a run that no wanted
         frame needs are left out (`PacketIndex.unneeded`).
-        InputError where the file has no index.
+        InputError where the file has no index; DecodeError where decoding cannot begin at the key frame of a run.
         """
         index = self.index
         if index is None:
             raise InputError(f"{self._path}: its time stamps do not tell which packet shows which frame")
-        source = Source(self._path, self._threads, self.guard)
+        source = self._new_source()
         try:
             end = 0
             for run in index.runs(wanted):
                 source = source.positioned(index, run)
+                if not source.is_entry(index, run.first):
+                    raise DecodeError(self._path, f"{NO_ENTRY} at key frame {run.first} (gradual refresh)")
                 if run.first != end:
                     yield -1, -1, source, None
                 end = run.last + 1
