@@ -245,8 +245,12 @@ class Source:
             self.seek(index, run.first)
         if self.position > run.first:
             source = self.reopened()  # the seek failed: read from the start
-        while source.position < run.first and next(source.packets(), None) is not None:
-            pass
+        try:
+            while source.position < run.first and next(source.packets(), None) is not None:
+                pass
+        except BaseException:
+            source.close()
+            raise
         return source
 
     def decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
