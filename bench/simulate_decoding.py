@@ -42,7 +42,7 @@ from virtual_gpu import (
 )
 
 from sama.decode.hybrid import Seats
-from sama.decode.packets import Packet, PacketIndex
+from sama.decode.index import PACKET, PacketIndex
 from sama.decode.sessions import SessionPool
 from sama.limits import Guard
 from sama.plan import frame_indices
@@ -120,11 +120,11 @@ class File:
                 last = min(first + kind.between, stop - 1)
                 frames += [(last, REFERENCE), *((n, UNREFERRED) for n in range(first, last))]
         self.data = [packet_data(header, n) for n, header in frames]
-        packets = [
-            Packet(n, 1, 2000, header == KEY, True, False, False, is_entry=header == KEY, layer=0)
-            for n, header in frames
-        ]
-        self.index = PacketIndex(packets, [n for n, _ in frames], codec="h264", intra_only=False)
+        packets = np.zeros(len(frames), PACKET)
+        packets["pts"], packets["duration"], packets["size"] = [n for n, _ in frames], 1, 2000
+        packets["is_key"] = packets["is_entry"] = [header == KEY for _, header in frames]
+        packets["is_shown"] = True
+        self.index = PacketIndex(packets, codec="h264", intra_only=False)
         self.wanted = np.unique(frame_indices(count, 32, 4, 2)).tolist()  # of a score
 
     def units(self, nvcodec: Any) -> Iterator[Any]:
@@ -134,7 +134,9 @@ class File:
             is_unneeded = self.index.unneeded(run, "h264", 0)
             for number in range(run.first, run.last + 1):
                 if not is_unneeded(number, memoryview(self.data[number])):
-                    yield nvcodec.Unit(self.index.frame_of_packet(number), self.index.places[number], self.data[number])
+                    yield nvcodec.Unit(
+                        self.index.frame_of_packet(number), int(self.index.places[number]), self.data[number]
+                    )
 
 
 def corpus(files: int) -> list[File]:

@@ -49,6 +49,10 @@ class DamageError(DecodeError):
     """The stream of a video reports damage: whoever reads whole files decodes it again, see `sama.decode.again`."""
 
 
+class IndexMismatchError(DecodeError):
+    """A video is not as its file's tables say: it is to be opened by reading all packets, see `sama.decode.again`."""
+
+
 class LabelError(InputError):
     """A label file that cannot be trusted: the file, the line, what was got and what was expected."""
 

@@ -72,6 +72,7 @@ class Guard:
     content: the bytes of what is no local file (`sama.storage`), once it is known
     reserve: called with a number of bytes; a context that waits until that many may be held, and holds them
     damage: what the stream reported, "" for nothing
+    by_index: whether the file's own tables may stand for its packets (`sama.decode.mp4`)
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Guard:
     ) -> None:
         self.path, self.limits, self.strict = path, limits, strict
         self.damage = ""
+        self.by_index = True
         self._reserve = reserve or (lambda size: nullcontext())
         size = 0
         with suppress(OSError):

@@ -262,11 +262,12 @@ def _clips_of(
     info = video.info
     row.frames, row.width, row.height = info.num_frames, info.width, info.height
     row.duration, row.fps = info.duration_seconds, info.fps
-    row.decoder = video.decoder
+    row.decoder, row.opened = video.decoder, info.opened
     seconds, clips = model.sample(video, every_seconds)
     guard.allow_clips(len(seconds))
     row.times = seconds.tolist()
     yield from guard.outside(clips)
+    row.opened = video.info.opened  # its packets may have shown that they had to be read after all
 
 
 def _budget(device: torch.device) -> int:

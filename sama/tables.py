@@ -42,6 +42,7 @@ class Row:
     model, settings: what the scores depend on; rows that differ in one of them do not go into one table
     weights_sha256: the first 12 digits of the SHA-256 of the weights' file, None for random weights
     mode, plan: the sampling mode, and which frames make a score; both are in `settings` too
+    opened: what was read of a video to know its frames, "index" or "packets" (`sama.decode.VideoInfo`)
     version: of this package; contract: `CONTRACT`
     """
 
@@ -66,6 +67,7 @@ class Row:
     weights_sha256: str | None = None
     mode: str = ""
     plan: str = ""
+    opened: str | None = None
     version: str = ""
     contract: int = CONTRACT
 
@@ -239,7 +241,7 @@ def _typed(entry: dict[str, str]) -> dict[str, Any]:
             return int(value) if value else None
         if key in ("score", "mos", "duration", "fps", "seconds"):
             return float(value) if value else None
-        return (value or None) if key in ("mos_scale", "decoder", "weights_sha256") else value
+        return (value or None) if key in ("mos_scale", "decoder", "weights_sha256", "opened") else value
 
     return {key: convert(key, value) for key, value in entry.items()}
 

@@ -19,7 +19,8 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from videos import full_decode, planes_of, set_display_matrix, write_video
 
 import sama
-from sama.decode import open_video, packets
+from sama.decode import index as packet_index
+from sama.decode import open_video
 from sama.decode import pyav as pyav_decoder
 from sama.errors import DecodeError
 from sama.feed import Feed
@@ -361,7 +362,7 @@ def test_decoders_are_shared_and_few(clip, monkeypatch):
 def test_a_call_ends_between_two_runs_of_packets(clip, monkeypatch):
     """Key frames at 0, 15 and 30: clips at 3 to 6 and 18 to 24 are two calls, though there is room for more."""
     monkeypatch.setattr(dali_decoder, "CHUNK_BYTES", 3 * 96 * 64 * 7)  # 7 frames
-    monkeypatch.setattr(packets, "MIN_JUMP", 0)
+    monkeypatch.setattr(packet_index, "MIN_JUMP", 0)
     calls = []
     call = DaliDecoder._call
     monkeypatch.setattr(

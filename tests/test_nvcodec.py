@@ -96,6 +96,17 @@ def test_only_what_is_needed_is_sent(nvcodec, clip, monkeypatch):
     assert sum(map(bool, sent)) <= 8  # of 40: the first, and from the third key frame, 32, to 33
 
 
+@pytest.mark.parametrize(("suffix", "opened"), [("mp4", "index"), ("mkv", "packets")])
+def test_decoding_begins_at_whole_pictures_only(nvcodec, suffix, opened, tmp_path):
+    """Gradual refresh: where a file was opened by its tables, what a key frame is turns out when it is read."""
+    path = tmp_path / f"refresh.{suffix}"
+    write_video(path, "libx264", size=SIZE, options={"bf": "0", "x264-params": "intra-refresh=1:keyint=12"})
+    with open_video(path, decoder="pyav") as video:
+        assert video.info.opened == opened
+    with pytest.raises(DecodeError, match=r"decoding cannot begin at .*\(gradual refresh\)"):
+        list(nvcodec.NvcodecVideo(str(path)).frames([39]))
+
+
 @pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, 1), (0, 1, 1, 0)], ids=["turned", "mirrored", "both"])
 def test_as_displayed(nvcodec, tmp_path, matrix):
     path = write_video(tmp_path / "turned.mp4", "libx264", size=SIZE, num_frames=3, options=X264)

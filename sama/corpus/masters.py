@@ -180,7 +180,7 @@ def _unsuitable(video: PyavVideo, num_frames: int) -> str:
 def _bits_a_pixel(video: PyavVideo) -> float:
     """Of the video stream; of the whole file where that is not known."""
     info = video.info
-    size = sum(packet.size for packet in video.index.packets) if video.index else os.path.getsize(info.path)
+    size = int(video.index.packets["size"].sum()) if video.index else os.path.getsize(info.path)
     return size * 8 / (info.num_frames * info.width * info.height)
 
 

@@ -18,7 +18,7 @@ from os import PathLike, fsdecode
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
 
 from sama.decode import nvdec
-from sama.errors import DamageError, DecodeError, InputError, MissingLibraryError
+from sama.errors import DamageError, DecodeError, IndexMismatchError, InputError, MissingLibraryError
 from sama.limits import Guard, Limits
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class VideoInfo:
     fps             average frames per second
     index           "packets": numbers come from the file's time stamps, frames nobody needs are not decoded;
                     "decoding": the file has no usable time stamps, its frames are counted from the start (slow)
+    opened          what was read to know that: "index", tables of the file that say it for sure, or "packets", all
     """
 
     path: str
@@ -55,6 +56,7 @@ class VideoInfo:
     codec: str
     pix_fmt: str
     index: Literal["packets", "decoding"]
+    opened: Literal["index", "packets"]
 
     def rgb_bytes(self, frames: int) -> int:
         """Bytes of that many frames in RGB."""
@@ -225,7 +227,7 @@ def decode_with(
     guard: Guard | None = None,
 ) -> Result:
     """`use(video)` of a file, once more from the start where `again` says so: with pyav where a GPU's decoder fails on
-    the way, with one thread where the stream is damaged.
+    the way, with one thread where the stream is damaged, by all packets where a file's tables do not tell them.
 
     So nothing that `use` gives comes from frames of two decoders, and what it gives repeats itself.
     guard: what the file may cost; None is `Limits()`. Other parameters and errors as for `open_video`.
@@ -259,6 +261,8 @@ def again(attempt: Attempt, used: str | None, error: DecodeError) -> Attempt | N
 
     used: the name of the decoder that failed, None where the file was not even opened
     """
+    if isinstance(error, IndexMismatchError):
+        return attempt  # whose guard knows of it
     if isinstance(error, DamageError):
         return Attempt("pyav" if attempt.decoder in CHOOSING else attempt.decoder, 1)
     if attempt.decoder in CHOOSING and used not in (None, "pyav"):

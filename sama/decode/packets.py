@@ -1,12 +1,10 @@
-"""Packets of a video file: which one shows which frame, and reading them from a file that holds its own media.
+"""Packets of a video file: which there are, and reading them from a file that holds its own media.
 
-    file --FFmpeg reads, decodes the first frame--> list of Packet --> PacketIndex --runs(frames)--> Run, Run, ...
-
-Every decoder numbers frames by this index. A run goes from the key frame before its first wanted frame to the last
-packet that a wanted frame needs.
+    file --its tables (`sama.decode.mp4`), or all packets--> packets --> `sama.decode.index.PacketIndex`
 
 Reading all packets costs about 10 microseconds each, plus the reading of the file: a few milliseconds for a clip of
-ten seconds, a second for half an hour. Nothing less gives exact numbers at a variable frame rate.
+ten seconds, seconds for a film. Nothing less gives exact numbers at a variable frame rate, except tables that say of
+each packet what it would say itself. Whatever is read of a file that was opened by such tables is held against them.
 """
 
 from __future__ import annotations
@@ -14,11 +12,9 @@ from __future__ import annotations
 import codecs
 import os
 import re
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from itertools import accumulate, chain, pairwise
+from itertools import chain
 from typing import Any, Literal
 
 import av
@@ -27,18 +23,17 @@ import numpy as np
 from av.container import Flags
 from av.stream import Disposition
 
-from sama.decode.nal import hevc_layer, is_entry, nal_length, picture_of
-from sama.errors import DamageError, DecodeError
+from sama.decode import mp4, nal
+from sama.decode.index import NO_PTS, PACKET, UNKNOWN, PacketIndex, Run
+from sama.errors import DamageError, DecodeError, IndexMismatchError
 from sama.limits import MAX_SCANS, SCAN, Guard, has_too_many_scans
-from sama.storage import Handle
+from sama.storage import Handle, LocalFile
 
 MAX_THREADS = 4
 THREAD_BYTES = 40 << 20  # of frames, one per thread: three threads at 2160p, one at 2160p with 10 bits
-MIN_JUMP = 8  # packets; decoding on is cheaper than emptying and refilling the decoder for fewer
 SEEK_BYTES = 16 << 20  # reading past fewer bytes is as fast as seeking, and cannot land in the wrong place
+SEEK_PACKETS = 250  # likewise, in a file with tables: to seek there is to look something up in them
 
-# Decoders whose "NONREF" leaves out no frame that another one refers to.
-SKIPS_EXACTLY = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8"})
 # Decoders that pass over damaged slices without a word, unless they are told to stop there.
 SILENT_DECODERS = frozenset({"hevc", "vvc"})
 # Decoders whose frame threads may give a frame before the one that works on it knows of its damage: they are told to
@@ -88,149 +83,19 @@ OTHER_KINDS = {  # what is refused, and what its first `KIND_BYTES` hold
 KIND_BYTES = 4096
 
 
-@dataclass(frozen=True)
-class Packet:
-    """What the index needs of one packet. pts and duration are in the stream's time base, None where unknown.
-
-    is_entry: a key packet that decoding can begin at, see `sama.decode.nal.is_entry`
-    """
-
-    pts: int | None
-    duration: int | None
-    size: int
-    is_key: bool
-    is_shown: bool
-    is_damaged: bool
-    is_stateful: bool
-    is_entry: bool
-    layer: int
-
-
-@dataclass
-class Run:
-    """Packets `first..last` in file order, of which `frames` (numbers, increasing) are wanted."""
-
-    first: int
-    last: int
-    frames: list[int]
-
-
-class PacketIndex:
-    """Which packet shows which frame, for files whose time stamps tell. Packets are numbered in file order.
-
-    packets [P], pts [P]: all packets and their time stamps
-    places [P]: their places in the order of the time stamps, those of packets that show no frame among them
-    packet_of_frame [N], frame_pts [N], frame_of_pts {pts: n}: the N frames in the order they are shown
-    keys: numbers of the key packets, increasing
-    skippable [P]: packets that the decoder may leave out where their frame is neither wanted nor referred to
-    """
-
-    def __init__(self, packets: list[Packet], pts: list[int], *, codec: str, intra_only: bool):
-        shown = [number for number, packet in enumerate(packets) if packet.is_shown]
-        self.packet_of_frame = sorted(shown, key=lambda number: pts[number])
-        self.frame_pts = [pts[number] for number in self.packet_of_frame]
-        self.frame_of_pts = {stamp: n for n, stamp in enumerate(self.frame_pts)}
-        self.number_of = {(packet.pts, packet.size): number for number, packet in enumerate(packets)}
-        self.packets = packets
-        self.pts = pts
-        self.places = np.argsort(np.argsort(pts, kind="stable")).tolist()
-        self.keys = [number for number, packet in enumerate(packets) if packet.is_key]
-        self.intra_only = intra_only
-        top_layer = max(packet.layer for packet in packets)
-        self.skippable = [codec in SKIPS_EXACTLY and packet.layer == top_layer for packet in packets]
-        self._end = np.cumsum([packet.size for packet in packets])
-
-    @classmethod
-    def of(cls, packets: list[Packet], source: Source, first: av.VideoFrame) -> PacketIndex | None:
-        """The index of a file, or None where its packets do not tell which frames a decode gives, or in which order.
-
-        first: the first frame that can be decoded
-        None for: no or equal time stamps; a start in the middle of a group of pictures, whose frames may be lost;
-        interlaced video, where a packet may be half a frame; AVI, which stores no time stamps and whose packets may
-        hold no frame or two; packets cut short; packets that change the decoder's state, or the palette.
-        """
-        pts = [packet.pts for packet in packets if packet.pts is not None]
-        shown = {packet.pts for packet in packets if packet.is_shown}
-        if len(pts) < len(packets) or len(shown) < sum(packet.is_shown for packet in packets):
-            return None
-        if first.pts not in shown or not packets[0].is_key or first.interlaced_frame:
-            return None
-        if any(packet.is_shown and stamp < pts[0] for packet, stamp in zip(packets, pts)):
-            return None
-        if first.format.name == "pal8" or any(packet.is_stateful for packet in packets[1:]):
-            return None
-        if any(packet.is_damaged for packet in packets) or (source.format == "avi" and not source.intra_only):
-            return None
-        return cls(packets, pts, codec=source.codec, intra_only=source.intra_only)
-
-    def runs(self, wanted: list[int]) -> list[Run]:
-        """The packets to feed for `wanted` (increasing): runs apart by more than `MIN_JUMP` packets."""
-        runs: list[Run] = []
-        for n in wanted:
-            key, last = self.key_before(n), self.packet_of_frame[n]
-            if not runs or key > runs[-1].last + MIN_JUMP:
-                runs.append(Run(key, last, []))
-            runs[-1].last = max(runs[-1].last, last)
-            runs[-1].frames.append(n)
-        return runs
-
-    def key_before(self, n: int) -> int:
-        """Last key packet from which frame `n` can be decoded: sent and shown no later than the frame itself.
-
-        Frames sent after a key frame but shown before it may refer to frames before the key frame.
-        """
-        at = bisect_right(self.keys, self.packet_of_frame[n]) - 1
-        while at > 0 and self.pts[self.keys[at]] > self.frame_pts[n]:
-            at -= 1
-        return self.keys[max(at, 0)]
-
-    def refers_back(self, run: Run) -> bool:
-        """Whether pictures of a run may refer to some before it, which the decoder is not given (open groups)."""
-        start = self.pts[run.first]
-        shown_before = any(stamp < start for stamp in self.pts[run.first + 1 : run.last + 1])
-        return run.first > 0 and (shown_before or not self.packets[run.first].is_entry)
-
-    def frame_of_packet(self, number: int) -> int:
-        """The number of the frame that a packet shows, -1 where it shows none."""
-        return self.frame_of_pts[self.pts[number]] if self.packets[number].is_shown else -1
-
-    def unneeded(self, run: Run, codec: str, length: int) -> Callable[[int, memoryview], bool]:
-        """A function of a packet of a run, `(number, data)`: whether every wanted frame is decoded the same without it.
-
-        length: as `sama.decode.nal.nal_length` gives it
-        Left out are pictures that are not wanted and that no wanted one can depend on: those of a layer above all
-        wanted ones that follow, non-reference pictures of the layer of these, and HEVC's leading pictures of the key
-        picture that the run begins with, which cannot be decoded from there.
-        """
-        wanted = sorted(self.packet_of_frame[n] for n in run.frames)
-        layers = [self.packets[number].layer for number in wanted]
-        highest = list(accumulate(reversed(layers), max))[::-1]
-
-        def is_unneeded(number: int, data: memoryview) -> bool:
-            at = bisect_left(wanted, number)
-            if number == run.first or at == len(wanted) or wanted[at] == number:
-                return False
-            picture = picture_of(codec, data, length)
-            if picture.is_leading and self.pts[number] < self.pts[run.first]:
-                return True
-            return picture.layer > highest[at] or (picture.layer == highest[at] and not picture.is_reference)
-
-        return is_unneeded
-
-    def bytes_between(self, first: int, last: int) -> int:
-        """Size of packets `first..last - 1`."""
-        return int(self._end[last - 1] - self._end[first - 1]) if 0 < first < last else 0
-
-
 class Source:
     """One open container, its video stream and decoder; `position` is the number of the packet to be read next.
 
     With one thread it decodes a damaged stream the same way every time. With more, which pixels stand in for the
     damaged ones depends on how far each thread is: then damage is a `DamageError`, if the guard is strict.
+
+    tables: the packets as the tables of the file tell them, of type PACKET, where it was opened by these: each one that
+        is read must be as it says there, or else `IndexMismatchError`
     """
 
-    def __init__(self, path: str, threads: int | None, guard: Guard):
+    def __init__(self, path: str, threads: int | None, guard: Guard, tables: np.ndarray | None = None):
         self.path, self.threads, self.guard = path, threads, guard
+        self.tables: dict[str, np.ndarray] | None = None
         self.container = open_container(path, guard)
         try:
             self.stream = video_stream(path, self.container)
@@ -258,6 +123,8 @@ class Source:
         self.format = self.container.format.name
         self.codec = self.context.codec.canonical_name
         self.intra_only = self.context.codec.intra_only
+        self.unit_length = nal.nal_length(self.codec, self.context.extradata)
+        self.expect(tables)
         self.time_base = self.stream.time_base or Fraction(1)
         self.nominal_fps = float(self.stream.average_rate or self.stream.guessed_rate or 25)
 
@@ -265,14 +132,53 @@ class Source:
         self._packets = iter(())
         self.container.close()
 
+    def reopened(self, threads: int | None = None) -> Source:
+        """A new one in the place of this one, at the beginning; threads: None for as many as this one was given."""
+        self.close()
+        return Source(self.path, threads or self.threads, self.guard, self._expected)
+
+    def expect(self, tables: np.ndarray | None) -> None:
+        """From now on, packets must be as in these tables."""
+        self._expected = tables
+        self.tables = None if tables is None else {name: tables[name] for name in PACKET.names or ()}
+
+    def peek(self) -> av.Packet | None:
+        """The packet that is to be read next, unchecked."""
+        packet = next(self._packets, None)
+        if packet is not None:
+            self._packets = chain([packet], self._packets)
+        return packet
+
     def packets(self) -> Iterator[tuple[int, av.Packet]]:
         """`(number, packet)` from `position` on; the end of the file is where FFmpeg cannot read on."""
         for packet in self._packets:
             self.guard.check_time()
             if self.codec == "mjpeg" and bytes(packet).count(SCAN) > MAX_SCANS and has_too_many_scans(bytes(packet)):
                 raise DecodeError(self.path, f"frame {self.position} is a JPEG of more than {MAX_SCANS} scans")
+            self._check(packet)
             self.position += 1
             yield self.position - 1, packet
+        self._check(None)
+
+    def _check(self, packet: av.Packet | None) -> None:
+        """IndexMismatchError unless the packet at `position`, None for the end, is as the tables say."""
+        if self.tables is None:
+            return
+        number, tables = self.position, self.tables
+        if (packet is None) != (number == len(tables["pts"])):
+            self.guard.by_index = False
+            raise IndexMismatchError(self.path, f"its tables tell {len(tables['pts'])} packets, it has others")
+        if packet is None:
+            return
+        found = (packet.pts, packet.duration or 0, packet.size, packet.is_keyframe, not packet.is_discard)
+        expected = tuple(tables[name][number] for name in ("pts", "duration", "size", "is_key", "is_shown"))
+        good = found == expected and not packet.is_corrupt and tables["layer"][number] == self._layer(packet)
+        if not good or (number and is_stateful(packet)):
+            self.guard.by_index = False
+            raise IndexMismatchError(self.path, f"its tables tell another packet {number} than it has")
+
+    def _layer(self, packet: av.Packet) -> int:
+        return nal.hevc_layer(memoryview(packet), self.unit_length) if self.codec == "hevc" else 0
 
     def _demux(self) -> Iterator[av.Packet]:
         try:
@@ -295,12 +201,12 @@ class Source:
         """Go to packet `number`; `position` is past it where that failed."""
         self.position = len(index.packets)
         try:
-            self.container.seek(index.pts[number], stream=self.stream)
+            self.container.seek(int(index.pts[number]), stream=self.stream)
         except av.error.FFmpegError:
             return
         packets = self._demux()
         for packet in packets:
-            at = index.number_of.get((packet.pts, packet.size), -1)
+            at = index.number_of(packet.pts, packet.size)
             if at >= number:
                 break
         else:
@@ -309,22 +215,43 @@ class Source:
         self._packets = chain([packet], packets)
 
     def for_run(self, index: PacketIndex, run: Run) -> Source:
-        """This source, or a new one with one thread, where one of `LATE_DECODERS` would stop at what is no damage,
-        references to pictures before the run, or know of damage too late."""
-        many_threads = not index.refers_back(run) and run.last - run.first >= SHORT_RUN
-        if many_threads or not self.is_late:
-            return self
-        self.close()
-        return Source(self.path, 1, self.guard)
+        """This source, or a new one in its place, at the first packet of a run.
+
+        It has one thread where one of `LATE_DECODERS` would stop at what is no damage, references to pictures before
+        the run, or know of damage too late.
+        """
+        is_short = run.last - run.first < SHORT_RUN or (run.first > 0 and index.shows_before(run))
+        if self.is_late and is_short:
+            return self.reopened(threads=1).positioned(index, run)
+        source = self.positioned(index, run)
+        if source.is_late and run.first > 0 and not source.is_entry(index, run.first):
+            return source.reopened(threads=1).positioned(index, run)
+        return source
+
+    def is_entry(self, index: PacketIndex, number: int) -> bool:
+        """Whether decoding can begin at a key packet, the next one to be read."""
+        known = index.packets["is_entry"][number]
+        if known != UNKNOWN:
+            return bool(known)
+        packet = self.peek()
+        return packet is not None and nal.is_entry(self.codec, memoryview(packet), self.unit_length)
 
     def positioned(self, index: PacketIndex, run: Run) -> Source:
-        """This source, or a new one in its place, no further than the first packet of a run."""
-        if self.position > run.first or index.bytes_between(self.position, run.first) > SEEK_BYTES:
+        """This source, or a new one in its place, at the first packet of a run."""
+        source = self
+        ahead = run.first - self.position
+        is_far = self.tables is not None and ahead > SEEK_PACKETS
+        if ahead < 0 or is_far or index.bytes_between(self.position, run.first) > SEEK_BYTES:
             self.seek(index, run.first)
-        if self.position <= run.first:
-            return self
-        self.close()  # the seek failed: read from the start
-        return Source(self.path, self.threads, self.guard)
+        if self.position > run.first:
+            source = self.reopened()  # the seek failed: read from the start
+        try:
+            while source.position < run.first and next(source.packets(), None) is not None:
+                pass
+        except BaseException:
+            source.close()
+            raise
+        return source
 
     def decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
         """Frames that come out once `packet` has gone in; None empties the decoder. Damage is noted and passed over.
@@ -373,32 +300,71 @@ class Source:
         self.context.flush_buffers()
 
 
-def read_packets(source: Source) -> tuple[list[Packet], av.VideoFrame | None]:
-    """All packets of a source at its beginning, and the first frame that can be decoded, None where there is none."""
-    packets: list[Packet] = []
-    first: list[av.VideoFrame] = []
-    length = nal_length(source.codec, source.context.extradata)
+def read_tables(source: Source) -> tuple[np.ndarray, av.VideoFrame | None] | None:
+    """What `read_packets` gives, from the tables of the file; None where these do not prove it, and nothing was read.
+
+    Reads as far as the first frame. `IndexMismatchError` where the packets until then are not as the tables say.
+    """
+    if "mov" not in source.format.split(","):
+        return None
+    try:
+        content = source.guard.content or LocalFile(source.path, source.path)
+        tables = mp4.packet_table(content, source.container, source.stream)
+    except (mp4.UnprovenError, OSError):
+        return None
+    packet = source.peek()
+    if packet is None or packet.pts is None:
+        return None
+    tables["pts"] += packet.pts - int(tables["pts"][0])
+    source.expect(tables)
     source.opening = True
+    first: list[av.VideoFrame] = []
     for number, packet in source.packets():
-        if not first:
-            first = (source.decode_alone(packet) if number == 0 else []) or source.decode(packet)
-        hidden = source.codec == "vp8" and not memoryview(packet)[0] & 0x10  # its show_frame bit
-        packets.append(
-            Packet(
-                pts=packet.pts,
-                duration=packet.duration,
-                size=packet.size,
-                is_key=packet.is_keyframe,
-                is_shown=not (hidden or packet.is_discard),
-                is_damaged=packet.is_corrupt,
-                is_stateful=packet.is_keyframe and any(packet.has_sidedata(kind) for kind in STATEFUL_SIDE_DATA),
-                is_entry=packet.is_keyframe and is_entry(source.codec, memoryview(packet), length),
-                layer=hevc_layer(memoryview(packet), length) if source.codec == "hevc" else 0,
+        if first := _first_frames(source, number, packet):
+            break
+    first = first or source.decode(None)
+    source.opening = False
+    return tables, first[0] if first else None
+
+
+def read_packets(source: Source) -> tuple[np.ndarray, av.VideoFrame | None]:
+    """All packets of a source at its beginning, of type PACKET, and the first frame that can be decoded, None where
+    there is none."""
+    first: list[av.VideoFrame] = []
+
+    def rows() -> Iterator[tuple[object, ...]]:
+        for number, packet in source.packets():
+            if not first:
+                first.extend(_first_frames(source, number, packet))
+            data = memoryview(packet)
+            hidden = source.codec == "vp8" and not data[0] & 0x10  # its show_frame bit
+            yield (
+                NO_PTS if packet.pts is None else packet.pts,
+                packet.duration or 0,
+                packet.size,
+                packet.is_keyframe,
+                not (hidden or packet.is_discard),
+                packet.is_corrupt,
+                is_stateful(packet),
+                packet.is_keyframe and nal.is_entry(source.codec, data, source.unit_length),
+                source._layer(packet),
             )
-        )
+
+    source.opening = True
+    packets = np.fromiter(rows(), PACKET)
     first = first or source.decode(None)
     source.opening = False
     return packets, first[0] if first else None
+
+
+def _first_frames(source: Source, number: int, packet: av.Packet) -> list[av.VideoFrame]:
+    """What comes out of the decoder at a packet, where nothing came before."""
+    return (source.decode_alone(packet) if number == 0 else []) or source.decode(packet)
+
+
+def is_stateful(packet: av.Packet) -> bool:
+    """Whether a key packet changes how all after it are read."""
+    return packet.is_keyframe and any(packet.has_sidedata(kind) for kind in STATEFUL_SIDE_DATA)
 
 
 def default_threads(context: av.VideoCodecContext) -> int:
@@ -408,11 +374,12 @@ def default_threads(context: av.VideoCodecContext) -> int:
     return max(1, min(MAX_THREADS, os.cpu_count() or 1, THREAD_BYTES // max(frame_bytes, 1)))
 
 
-def frame_seconds(pts: Sequence[int | None], source: Source) -> np.ndarray:
+def frame_seconds(pts: Sequence[int | None] | np.ndarray, source: Source) -> np.ndarray:
     """float64 `[N]`: time stamps in seconds after the first, or equal steps where they are missing or out of order."""
-    stamps = [stamp for stamp in pts if stamp is not None]
-    if len(stamps) == len(pts) and all(a < b for a, b in pairwise(stamps)):
-        return (np.array(stamps, np.int64) - stamps[0]) * float(source.time_base)
+    if isinstance(pts, np.ndarray) or None not in pts:
+        stamps = np.array(pts, np.int64)
+        if (stamps[1:] > stamps[:-1]).all():
+            return (stamps - stamps[0]) * float(source.time_base)
     return np.arange(len(pts)) / source.nominal_fps
 
 

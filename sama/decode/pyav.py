@@ -1,16 +1,16 @@
 """Decoding on the CPU with FFmpeg, through PyAV.
 
-    open:   read all packets, decode none but the first      -> the index of `sama.decode.packets`
-    frames: wanted frames -> runs of packets                 -> feed a run, keep what was asked for, jump to the next
+    open:   read the tables of the file, or all packets, decode none but the first  -> `sama.decode.index`
+    frames: wanted frames -> runs of packets -> feed a run, keep what was asked for, jump to the next
 
-Frames of a run that nothing refers to are skipped by the decoder where that is exact (`packets.SKIPS_EXACTLY`).
+Frames of a run that nothing refers to are skipped by the decoder where that is exact (`index.SKIPS_EXACTLY`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import av
@@ -20,15 +20,17 @@ from av.video.reformatter import VideoReformatter
 
 from sama.decode import VideoInfo, color
 from sama.decode.color import CONVERSIONS
-from sama.decode.nal import nal_length, parameter_sets
-from sama.decode.packets import PacketIndex, Source, check_file, frame_seconds, read_packets
-from sama.errors import DecodeError, InputError
+from sama.decode.index import PacketIndex
+from sama.decode.nal import parameter_sets
+from sama.decode.packets import Source, check_file, frame_seconds, read_packets, read_tables
+from sama.errors import DecodeError, IndexMismatchError, InputError
 from sama.frames import Frame, Matrix
 from sama.limits import Guard
 
 MATRIX_OF_TAG: dict[int, Matrix] = {1: "bt709", 2: "bt601", 5: "bt601", 6: "bt601"}  # AVColorSpace; 2 is "unspecified"
 FULL_RANGE_TAG = 2  # AVCOL_RANGE_JPEG
 ROTATIONS: tuple[Literal[0, 90, 180, 270], ...] = (0, 90, 180, 270)
+NO_ENTRY = "decoding cannot begin"
 DECODER_FRAMES = 20  # a decoder holds: the references of its codec, one frame per thread, and what is on its way
 
 
@@ -74,9 +76,32 @@ class PyavVideo:
             self.close()
             raise
 
+    def complete(self) -> None:
+        """Read all packets, if the file was opened by its tables.
+
+        IndexMismatchError where they tell other frames than the tables: then numbers that were given out are wrong.
+        """
+        if self.info.opened == "packets":
+            return
+        before = self.info, self._seconds
+        self.rest()
+        self.guard.by_index = False
+        with self.guard.reading():
+            self._source = source = Source(self._path, self._threads, self.guard)
+            self._open(source)
+        if replace(self.info, opened="index") != before[0] or not np.array_equal(self._seconds, before[1]):
+            raise IndexMismatchError(self._path, "its tables tell other frames than its packets")
+
     def _open(self, source: Source) -> None:
-        packets, first = read_packets(source)
-        if not packets:
+        opened = None
+        if self.guard.by_index:
+            try:
+                opened = read_tables(source)
+            except IndexMismatchError:
+                source.expect(None)
+                self._source = source = source.reopened()
+        packets, first = opened or read_packets(source)
+        if not len(packets):
             raise DecodeError(self._path, "its video stream holds no frames")
         if first is None:
             why = f" ({source.error})" if source.error else ""
@@ -93,14 +118,14 @@ class PyavVideo:
         self.num_streams = len(source.container.streams.video)
         self.sequence = parameter_sets(source.codec, source.context.extradata)
         self.index = PacketIndex.of(packets, source, first)
-        pts: Sequence[int | None]
+        pts: Sequence[int | None] | np.ndarray
         if self.index is None:
             self.rest()
             pts = [frame.pts for frame in self._decode_all()]
             last_duration = None
         else:
             pts = self.index.frame_pts
-            last_duration = packets[self.index.packet_of_frame[-1]].duration
+            last_duration = int(packets["duration"][self.index.packet_of_frame[-1]])
         num_frames = len(pts)
         if not num_frames:
             raise DecodeError(self._path, f"none of its {len(packets)} {source.codec} packets can be decoded")
@@ -121,6 +146,7 @@ class PyavVideo:
             codec=source.codec,
             pix_fmt=first.format.name,
             index="decoding" if self.index is None else "packets",
+            opened="index" if opened and self.index else "packets",
         )
 
     def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, Frame]]:
@@ -174,8 +200,13 @@ class PyavVideo:
     def _decoded(self, wanted: list[int]) -> Iterator[tuple[int, Frame]]:
         missing = list(reversed(wanted))
         reformatter = VideoReformatter()
-        if self.index is not None:
-            for n, frame in self._decode_planned(self.index, wanted):
+        try:
+            for n, frame in self._decode_planned(wanted):
+                missing.pop()
+                yield n, self._convert(n, frame, reformatter)
+        except IndexMismatchError:
+            self.complete()
+            for n, frame in self._decode_planned(missing[::-1]):
                 missing.pop()
                 yield n, self._convert(n, frame, reformatter)
         if not missing:
@@ -193,18 +224,21 @@ class PyavVideo:
             f"{count} of {self.info.num_frames} frames are readable",
         )
 
-    def _decode_planned(self, index: PacketIndex, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """The wanted frames; fewer where the decoder's output does not agree with the index."""
-        source, first = self._source or Source(self._path, self._threads, self.guard), self._first
+    def _decode_planned(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """The wanted frames; fewer where the decoder's output does not agree with the index, none without one."""
+        index = self.index
+        if index is None:
+            return
+        source, first = self._source or self._new_source(), self._first
         self._source = self._first = None
         try:
             for run in index.runs(wanted):
-                source = source.for_run(index, run).positioned(index, run)
+                source = source.for_run(index, run)
                 pending = list(reversed(run.frames))
                 for frame in source.decode_run(index, run):
                     self.decoded += 1
-                    n = None if frame.pts is None else index.frame_of_pts.get(frame.pts)
-                    if pending and (n is None or n > pending[-1]):
+                    n = index.frame_at(frame.pts)
+                    if pending and (n < 0 or n > pending[-1]):
                         return
                     if pending and n == pending[-1]:
                         yield pending.pop(), frame
@@ -214,29 +248,35 @@ class PyavVideo:
             source.close()
             del first
 
+    def _new_source(self, threads: int | None = None) -> Source:
+        tables = self.index.packets if self.index is not None and self.info.opened == "index" else None
+        return Source(self._path, threads or self._threads, self.guard, tables)
+
     def packets(self, wanted: list[int]) -> Generator[tuple[int, int, Source, av.Packet | None], None, None]:
         """What a decoder other than FFmpeg's needs for `wanted` (increasing numbers), in file order.
 
         Yields `(n, place, source, packet)`: n is the frame that the packet shows, -1 for none, place its place in
         `PacketIndex.places`; packet is None where the next one begins another run. Packets of a run that no wanted
         frame needs are left out (`PacketIndex.unneeded`).
-        InputError where the file has no index.
+        InputError where the file has no index; DecodeError where decoding cannot begin at the key frame of a run.
         """
         index = self.index
         if index is None:
             raise InputError(f"{self._path}: its time stamps do not tell which packet shows which frame")
-        source = Source(self._path, self._threads, self.guard)
+        source = self._new_source()
         try:
             end = 0
             for run in index.runs(wanted):
                 source = source.positioned(index, run)
+                if not source.is_entry(index, run.first):
+                    raise DecodeError(self._path, f"{NO_ENTRY} at key frame {run.first} (gradual refresh)")
                 if run.first != end:
                     yield -1, -1, source, None
                 end = run.last + 1
-                is_unneeded = index.unneeded(run, source.codec, nal_length(source.codec, source.context.extradata))
+                is_unneeded = index.unneeded(run, source.codec, source.unit_length)
                 for number, packet in source.packets():
                     if number >= run.first and not is_unneeded(number, memoryview(packet)):
-                        yield index.frame_of_packet(number), index.places[number], source, packet
+                        yield index.frame_of_packet(number), int(index.places[number]), source, packet
                     if number >= run.last:
                         break
         finally:
@@ -244,7 +284,7 @@ class PyavVideo:
 
     def _decode_all(self) -> Iterator[av.VideoFrame]:
         """Every frame from the start, with one thread: others can lose frames at the end of a damaged file."""
-        source = Source(self._path, 1, self.guard)
+        source = self._new_source(threads=1)
         try:
             for _, packet in source.packets():
                 for frame in source.decode(packet):

@@ -356,7 +356,7 @@ def stream_bits(video: PyavVideo) -> int:
     """Bits of the video stream; of the whole file where packets are not known."""
     if video.index is None:
         return 8 * file_bytes(video)
-    return 8 * sum(packet.size for packet in video.index.packets)
+    return 8 * int(video.index.packets["size"].sum())
 
 
 def _middles(versions: Sequence[Version], model: QualityModel, every_seconds: float | None) -> np.ndarray:
