@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import videos
-from small_models import save_nano
 
 import sama
 from sama import cli, cluster
@@ -28,18 +27,12 @@ from sama.scoring import score_files
 from sama.storage import Media
 from sama.tables import Row, read_table
 
-SETTINGS = {"mode": "sama", "grid": [7, 7], "fragment": [32, 32], "clip_len": 8, "interval": 2, "num_clips": 1}
 BY = "a model", "its settings"
 needs_ray = pytest.mark.skipif(os.environ.get("SAMA_RAY") != "1", reason="takes a minute: SAMA_RAY=1 runs it")
 
 
 def row(key: str, **more) -> Row:
     return dataclasses.replace(Row(key, score=float(len(key)), model=BY[0], settings=BY[1]), **more)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return save_nano(tmp_path_factory.mktemp("weights") / "nano.safetensors", SETTINGS)
 
 
 @pytest.fixture(scope="module")
