@@ -3,6 +3,7 @@ goes wrong on the way."""
 
 import dataclasses
 import io
+import json
 import os
 import random
 import re
@@ -108,6 +109,31 @@ def test_s3_a_folder_a_glob_and_a_tar(files, local, model, monkeypatch, tmp_path
             assert same(row, local[storage.plain_name(row.path).rpartition("/")[2]]), row
         (gone,) = score_files(["s3://films/gone.mp4"], model)
         assert gone.reason == "no such file"
+
+
+def test_the_hub_of_hugging_face(files, local, model, monkeypatch):
+    """hf:// through its own library, from a server that answers as the hub does; by ranges."""
+    pytest.importorskip("huggingface_hub")
+    files = {name: files[name] for name in NAMES[:3]}
+    with file_server() as server:
+        monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": server.url("").rstrip("/")})
+        server.put("api/datasets/me/films", json.dumps({"id": "me/films", "sha": "0" * 40}).encode())
+        entries = [{"type": "file", "oid": "0" * 40, "size": len(files[name]), "path": f"set/{name}"} for name in files]
+        entries.append({"type": "file", "oid": "0" * 40, "size": 1, "path": "set/notes.txt"})
+        folder = {"type": "directory", "oid": "0" * 40, "path": "set"}
+        server.put("api/datasets/me/films/tree/main", json.dumps([folder]).encode())
+        server.put("api/datasets/me/films/tree/main/set", json.dumps(entries).encode())
+        for name, content in files.items():
+            server.put(f"datasets/me/films/resolve/main/set/{name}", content)
+        paths = expand(["hf://datasets/me/films/set/"])
+        assert paths == [f"hf://datasets/me/films/set/{name}" for name in sorted(files)]
+        *rows, gone = score_files([*paths, "hf://datasets/me/films/set/gone.mp4"], model)
+        for row in rows:
+            assert same(row, local[row.path.rpartition("/")[2]]), row
+        assert gone.reason == "no such file"
+        assert [server.sent[f"datasets/me/films/resolve/main/set/{name}"] for name in files] == [
+            len(content) for content in files.values()
+        ]
 
 
 def test_other_storages_in_memory_chained_and_in_tars(files, local, model, tmp_path):
