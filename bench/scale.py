@@ -41,7 +41,7 @@ from sama.scorer import Scorer
 from sama.tables import Row, read_table
 
 NAME = "s3://bucket/corpus/{:03d}/clip-{:09d}.mp4"
-SHORT = ((320, 240, 1), (640, 360, 2), (854, 480, 3), (1280, 720, 1), (1280, 720, 2))  # width, height, seconds
+SHORT = ((1280, 720, 5), (1280, 720, 8), (1920, 1080, 5), (1920, 1080, 6), (1920, 1080, 8))  # width, height, seconds
 COMMAND_SECONDS = 1800  # within which a command must end
 
 

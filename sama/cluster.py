@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PART_ROWS = 256
 LISTED = "path"  # the column of a listing
-PARTS_OF_AN_ACTOR = 8  # at least, or some would wait for others at the end
+PARTS_OF_AN_ACTOR = 4  # at least, or some would wait for others at the end
 READING_CPUS = 1  # of a task that lists, reads, or leaves out rows: what Ray takes where nothing is said
 Progress = Callable[[int, int], None]
 

@@ -224,8 +224,8 @@ def test_a_listing_is_split_into_parts_whatever_its_names_are():
 
 
 def test_every_actor_has_parts():
-    assert cluster.rows_of_part(256, 200, 1) == 25
-    assert cluster.rows_of_part(256, 200, 3) == 9
+    assert cluster.rows_of_part(256, 200, 1) == 50
+    assert cluster.rows_of_part(256, 200, 3) == 17
     assert cluster.rows_of_part(256, 1_000_000, 3) == 256
     assert cluster.rows_of_part(256, 0, 3) == 256  # not known
     assert cluster.rows_of_part(256, 5, 3) == 1
