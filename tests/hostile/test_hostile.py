@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -44,8 +43,7 @@ def score(folder: Path, out: Path, *, workers: int) -> list[dict]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="watches files by inotify")
 def test_a_folder_that_strangers_filled(tmp_path, server):  # noqa: F811
-    """Twice: two files at a time, and one at a time under a watch on the folder, then every third of the damaged ones
-    with all that are bombs, scripts, oddly named or special."""
+    """Twice: two files at a time, and one at a time under a watch on the folder."""
     port, connections = server
     bait = tmp_path / "bait"
     bait.mkdir()
@@ -55,17 +53,12 @@ def test_a_folder_that_strangers_filled(tmp_path, server):  # noqa: F811
     assert len(files) == COUNT
     watch = Watch(bait)
     first = score(folder, tmp_path / "first.jsonl", workers=2)
-    for path in files:
-        if re.match(r"\d{5}\.", path.name) and int(path.stem) % 3:
-            path.unlink()
     second = score(folder, tmp_path / "second.jsonl", workers=1)
     assert (watch.opened(), connections) == (set(), [])
     assert [row["path"] for row in first] == [str(path) for path in files]
     assert all((row["status"] == "ok") == (row["score"] is not None) for row in first)
     assert all(row["reason"] for row in first if row["status"] == "error")
-    assert len(second) > COUNT // 3
-    found = {row["path"]: row for row in first}
-    for again in second:
-        assert found[again["path"]] == again
+    for one, again in zip(first, second, strict=True):
+        assert one == again
     good = sum(row["status"] == "ok" for row in first)
     assert COUNT // 10 < good < COUNT * 9 // 10  # or the generator would be of no use
