@@ -1,7 +1,7 @@
 """`sama score --ray`: a corpus scored by Ray Data, on one machine or many.
 
-    listing or manifest --blocks--> without what has a row already --batches--> actors: score, write a part
-                                                                            --> counts, for the progress bar
+    listing or manifest --blocks--> without what has a row already, of a part each --> actors: score, write the part
+                                                                                   --> counts, for the progress bar
 
 Ray schedules, starts again what was lost, and moves blocks; `sama.Scorer` scores; `sama.parts` keeps the rows. The
 driver holds a digest of 16 bytes for each row that exists, and the listing where there is no manifest in Parquet.
@@ -18,10 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sama.errors import InputError, MissingLibraryError, OutputError, SamaError
+from sama.kernels.layout import ceil_div
 from sama.parts import Parts, digests, in_sorted
 from sama.storage import KEYS, filesystem, is_url
-from sama.tables import FORMATS
+from sama.tables import FORMATS, escaped, unescaped
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,7 +34,8 @@ if TYPE_CHECKING:
 
 PART_ROWS = 256
 LISTED = "path"  # the column of a listing
-READING_CPUS = 0.25  # of a task that reads or leaves out rows; what Ray does beside it takes a whole one
+PARTS_OF_AN_ACTOR = 4  # at least, or some would wait for others at the end
+READING_CPUS = 1  # of a task that lists, reads, or leaves out rows: what Ray takes where nothing is said
 Progress = Callable[[int, int], None]
 
 
@@ -42,7 +46,8 @@ class ClusterOptions:
     address: of a cluster, "auto" for the one of this machine, "local" to start one here
     actors: processes that score; None is one for each GPU, or where there are none one for each node
     cpus, gpus: of each of them; None is all of the smallest node but one for reading, and one GPU where there are any
-    part_rows: rows of a part: what is lost at most with a process
+    part_rows: rows of a part at most: what is lost with a process. Fewer where not every actor would have
+        `PARTS_OF_AN_ACTOR`
     """
 
     address: str = "local"
@@ -96,7 +101,8 @@ class PartScorer:
     def score(self, batch: pa.Table) -> list[Any]:
         """The rows of a batch."""
         columns = {name: batch.column(name).to_pylist() for name in batch.column_names}
-        return self.scorer.rows(columns)
+        files = columns[self.scorer.column]
+        return self.scorer.rows(columns | {self.scorer.column: [unescaped(file) for file in files]})
 
 
 def with_file(batch: pa.Table, column: str) -> pa.Table:
@@ -113,7 +119,7 @@ def with_file(batch: pa.Table, column: str) -> pa.Table:
 
 def keys_of(batch: pa.Table, column: str, key: str | None) -> list[str]:
     """The keys of a batch's rows, as `Scorer` gives them."""
-    return [str(value) for value in batch.column(key or column).to_pylist()]
+    return [unescaped(str(value)) for value in batch.column(key or column).to_pylist()]
 
 
 def score_on_ray(
@@ -131,19 +137,27 @@ def score_on_ray(
     stage: what scores a batch, for a measurement without scoring
     """
     ray = connect(options.address)
-    rows, failed, known = parts.finish()
-    data, total = dataset(ray, files, options.part_rows)
-    if rows or not isinstance(files, Sequence):
-        unscored = Unscored(scorer.column, scorer.key, ray.put(known))
-        data = data.map_batches(unscored, batch_format="pyarrow", num_cpus=READING_CPUS)
     cpus, gpus, actors, threads = resources(ray, options)
     scorer.threads = threads
+    rows, failed, known = parts.finish()
+    if isinstance(files, Sequence):
+        total = len(files)
+        left = [str(path) for path in np.asarray(files, object)[~in_sorted(digests(files), known)]]
+        part_rows = rows_of_part(options.part_rows, len(left), actors)
+        data = listing(ray, left, part_rows)
+    else:
+        total = files.count()
+        part_rows = rows_of_part(options.part_rows, total, actors)
+        unscored = Unscored(scorer.column, scorer.key, ray.put(known))
+        data = manifest_rows(ray, files)
+        data = data.map_batches(unscored, batch_size=part_rows, batch_format="pyarrow", num_cpus=READING_CPUS)
+        data = data.repartition(target_num_rows_per_block=part_rows)  # an actor takes whole blocks
     named: dict[str, Any] = {"scorer": scorer, "parts": parts}
     counts = data.map_batches(
         stage,
         fn_constructor_kwargs=named,
         zero_copy_batch=True,
-        batch_size=options.part_rows,
+        batch_size=part_rows,
         batch_format="pyarrow",
         num_cpus=cpus,
         num_gpus=gpus or None,
@@ -178,6 +192,8 @@ def raise_own(error: BaseException) -> None:
 def connect(address: str) -> Any:
     """Ray, connected to a cluster or started here. `MissingLibraryError` where it is not installed, `InputError` where
     there is no such cluster."""
+    if address == "local":
+        os.environ.setdefault("RAY_worker_niceness", "0")  # as for the plain command; Ray's own is 15
     try:
         import ray
         import ray.data
@@ -203,21 +219,37 @@ def connect(address: str) -> Any:
     return ray
 
 
-def dataset(ray: Any, files: Sequence[str] | Manifest, part_rows: int) -> tuple[Any, int]:
-    """Ray's data set of what is to be scored, and the number of its rows, 0 where it is not known."""
+def rows_of_part(most: int, total: int, actors: int) -> int:
+    """Rows of a part, so that each actor has some parts. total: rows in all, 0 where that is not known"""
+    return min(most, max(1, ceil_div(total, PARTS_OF_AN_ACTOR * actors))) if total else most
+
+
+def listing(ray: Any, files: Sequence[str], part_rows: int) -> Any:
+    """Ray's data set of paths, a block for each part; characters that are no UTF-8 are escaped, as in a table."""
     import pyarrow as pa
 
-    if isinstance(files, Sequence):
-        blocks = [pa.table({LISTED: list(files[at : at + part_rows])}) for at in range(0, len(files), part_rows)]
-        return ray.data.from_arrow(blocks or [pa.table({LISTED: pa.array([], pa.string())})]), len(files)
-    place: dict[str, Any] = {"paths": os.path.abspath(files.path)}
-    if is_url(files.path):
-        fs, path = filesystem(files.path)
-        place = {"paths": path, "filesystem": fs}
-    if files.form == ".parquet":
-        return ray.data.read_parquet(**place, columns=files.columns, num_cpus=READING_CPUS), files.count()
-    read = ray.data.read_csv if files.form == ".csv" else ray.data.read_json
-    return read(**place, num_cpus=READING_CPUS).select_columns(files.columns), 0
+    blocks = [list(map(escaped, files[at : at + part_rows])) for at in range(0, len(files), part_rows)]
+    return ray.data.from_arrow([pa.table({LISTED: pa.array(block, pa.string())}) for block in blocks or [[]]])
+
+
+def manifest_rows(ray: Any, manifest: Manifest) -> Any:
+    """Ray's data set of the rows of a manifest."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    place: dict[str, Any] = {"paths": os.path.abspath(manifest.path), "num_cpus": READING_CPUS}
+    if is_url(manifest.path):
+        fs, path = filesystem(manifest.path)
+        place |= {"paths": path, "filesystem": fs}
+    if manifest.form == ".parquet":
+        return ray.data.read_parquet(**place, columns=manifest.columns)
+    if manifest.form == ".csv":
+        types = {name: pa.string() for name in manifest.columns}  # not guessed: a name may be a number
+        convert = csv.ConvertOptions(column_types=types, include_columns=manifest.columns)
+        return ray.data.read_csv(
+            **place, convert_options=convert, parse_options=csv.ParseOptions(newlines_in_values=True)
+        )
+    return ray.data.read_json(**place).select_columns(manifest.columns)
 
 
 def resources(ray: Any, options: ClusterOptions) -> tuple[float, float, int, int]:

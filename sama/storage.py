@@ -342,9 +342,18 @@ def _is_permanent(error: Exception) -> bool:
     return isinstance(error, PERMANENT) or "Credentials" in type(error).__name__
 
 
+def _status(error: Exception) -> int | None:
+    """The status of an answer that was no good; of S3's it is in the error behind s3fs's."""
+    status = getattr(error, "status", None)
+    answer = getattr(error.__cause__, "response", None)
+    if status is None and isinstance(answer, dict):
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status if isinstance(status, int) else None
+
+
 def _reason(error: Exception) -> str:
     """What went wrong with a request, for a row."""
-    status = getattr(error, "status", None)
+    status = _status(error)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return "no such file"
     if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in type(error).__name__:
@@ -354,7 +363,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, _ShortError) or type(error).__name__ in ("ClientPayloadError", "IncompleteRead"):
         return f"the answer breaks off ({error})"
     if isinstance(status, int):
-        return f"the server answers {status} {getattr(error, 'message', '')}".strip()
+        said = getattr(error, "message", None) or getattr(error, "strerror", None) or ""
+        return f"the server answers {status} {said}".strip()
     return f"cannot be read ({type(error).__name__}: {error})"
 
 

@@ -141,7 +141,7 @@ def as_arrow(rows: Sequence[Row]) -> pa.Table:
     columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
     for name, values in columns.items():
         if pa.types.is_string(schema().field(name).type):
-            columns[name] = [_escaped(value) for value in values]
+            columns[name] = [escaped(value) for value in values]
     return pa.table(columns, schema=schema())
 
 
@@ -156,13 +156,13 @@ def parquet_bytes(content: pa.Table) -> bytes:
     return written
 
 
-def _escaped(text: str | None) -> str | None:
+def escaped(text: str | None) -> str | None:
     """Text without what UTF-8 has not: `MARK` and the code of each such character, and of `MARK` itself, instead."""
     return text if text is None else re.sub("[\0\ud800-\udfff]", lambda found: f"{MARK}{ord(found[0]):04x}", text)
 
 
 def unescaped(text: Any) -> Any:
-    """The inverse of `_escaped`."""
+    """The inverse of `escaped`."""
     if not isinstance(text, str) or MARK not in text:
         return text
     return re.sub(MARK + "([0-9a-f]{4})", lambda found: chr(int(found[1], 16)), text)

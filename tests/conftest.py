@@ -68,6 +68,14 @@ def few_draws():
 
 
 @pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """The checkpoint of a nano model that scores one clip of a video."""
+    from small_models import ONE_CLIP, save_nano
+
+    return save_nano(tmp_path_factory.mktemp("weights") / "nano.safetensors", ONE_CLIP)
+
+
+@pytest.fixture(scope="session")
 def labels(tmp_path_factory):
     """Twelve videos of grey noise, the darker the better; eight are for training, two each for validation and test."""
     root = tmp_path_factory.mktemp("set")

@@ -40,6 +40,11 @@ class FileServer(ThreadingHTTPServer):
             self.faults[name] = fault
         return self.url(name)
 
+    def changed(self, name: str) -> bytes:
+        """Another content of the same size for a file."""
+        content = self.files[name]
+        return content[: len(content) // 2] + bytes(len(content) - len(content) // 2)
+
     def handle_error(self, request, client_address):
         """Clients that hang up are no news."""
 
@@ -68,8 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if fault == "change":
-            content = self.server.files[self.name]
-            self.server.files[self.name] = content[: len(content) // 2] + bytes(len(content) - len(content) // 2)
+            self.server.files[self.name] = self.server.changed(self.name)
         self.answer(body=True, truncated=fault == "truncate")
 
     @property
@@ -148,11 +152,15 @@ def listener() -> Iterator[tuple[int, list]]:
 
 
 class _Faulty:
-    """A WSGI application with faults, as those of `FileServer`: by the end of the path, of the number of the GET."""
+    """A WSGI application with faults, as those of `FileServer`: by the end of the path, of the number of the GET.
+
+    change: called with the name of a file that is to be another one from now on
+    """
 
     def __init__(self, application):
         self.application, self.faults, self.gets = application, {}, Counter()
         self.stopping = threading.Event()
+        self.change: Callable[[str], object] = lambda name: None
 
     def __call__(self, environ, start_response):
         name = environ["PATH_INFO"].rpartition("/")[2]
@@ -165,6 +173,8 @@ class _Faulty:
             return []
         if fault == "hang":
             self.stopping.wait(60)
+        if fault == "change":
+            self.change(name)
         body = b"".join(self.application(environ, start_response))
         return [body[: len(body) // 2]] if fault == "truncate" else [body]
 

@@ -9,6 +9,7 @@ from sama.kernels.layout import PATCH_VALUES
 from sama.models import VideoQuality, save_weights
 
 LINEAR = 20.0
+ONE_CLIP = {"mode": "sama", "grid": [7, 7], "fragment": [32, 32], "clip_len": 8, "interval": 2, "num_clips": 1}
 
 
 def save_nano(path: Path, metadata: dict[str, Any]) -> Path:

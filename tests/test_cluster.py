@@ -8,15 +8,16 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import videos
-from small_models import save_nano
 
 import sama
 from sama import cli, cluster
@@ -28,18 +29,13 @@ from sama.scoring import score_files
 from sama.storage import Media
 from sama.tables import Row, read_table
 
-SETTINGS = {"mode": "sama", "grid": [7, 7], "fragment": [32, 32], "clip_len": 8, "interval": 2, "num_clips": 1}
 BY = "a model", "its settings"
+RAY_SECONDS = 600  # within which a run must end
 needs_ray = pytest.mark.skipif(os.environ.get("SAMA_RAY") != "1", reason="takes a minute: SAMA_RAY=1 runs it")
 
 
 def row(key: str, **more) -> Row:
     return dataclasses.replace(Row(key, score=float(len(key)), model=BY[0], settings=BY[1]), **more)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return save_nano(tmp_path_factory.mktemp("weights") / "nano.safetensors", SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +214,23 @@ def test_rows_without_a_file_are_left_out():
     assert cluster.with_file(batch, "data").column("n").to_pylist() == [1, 3]
 
 
+def test_a_listing_is_split_into_parts_whatever_its_names_are():
+    ray = SimpleNamespace(data=SimpleNamespace(from_arrow=lambda blocks: blocks))
+    names = ["a", "b\udcff", "c\x1a", "d\ue000\ufffd", "e"]
+    blocks = cluster.listing(ray, names, 2)
+    assert [block.num_rows for block in blocks] == [2, 2, 1]
+    assert [key for block in blocks for key in cluster.keys_of(block, cluster.LISTED, None)] == names
+    assert [block.num_rows for block in cluster.listing(ray, [], 2)] == [0]
+
+
+def test_every_actor_has_parts():
+    assert cluster.rows_of_part(256, 200, 1) == 50
+    assert cluster.rows_of_part(256, 200, 3) == 17
+    assert cluster.rows_of_part(256, 1_000_000, 3) == 256
+    assert cluster.rows_of_part(256, 0, 3) == 256  # not known
+    assert cluster.rows_of_part(256, 5, 3) == 1
+
+
 class FakeRay:
     def __init__(self, *nodes):
         self.found = [{"Alive": True, "Resources": dict(zip(("CPU", "GPU"), node))} for node in nodes]
@@ -263,18 +276,51 @@ def command(*arguments):
 @needs_ray
 def test_ray_gives_the_table_of_one_process_and_resumes(folder, weights, tmp_path):
     pytest.importorskip("ray")
-    out = tmp_path / "parts"
-    expected = by_path(score_files(sorted(map(str, folder.glob("*.mp4"))), sama.load_model(weights, "cpu")))
-    some = [path for path in sorted(expected)][:3]
-    for paths in (some, [folder]):
+    out, corpus = tmp_path / "parts", tmp_path / "corpus"
+    shutil.copytree(folder, corpus)
+    (corpus / os.fsdecode(b"caf\xe9.mp4")).write_bytes((folder / "0.mp4").read_bytes())
+    expected = by_path(score_files(sorted(map(str, corpus.glob("*.mp4"))), sama.load_model(weights, "cpu")))
+    some = sorted(expected)[:3]
+    for paths in (some, [corpus]):
         words, environment = command(*paths, "--weights", weights, "--out", out, "--part-rows", 2, "--resume", "--ray")
-        done = subprocess.run(words, env=environment, capture_output=True, text=True)
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=RAY_SECONDS)
         assert done.returncode == (0 if paths is some else 1), done.stderr
     assert "3 rows of an earlier run" in done.stderr
-    assert "6 scored, 1 failed; 4 of them now" in done.stderr
+    assert "7 scored, 1 failed; 5 of them now" in done.stderr
     assert by_path(read_scores(str(out))) == expected
     rows = [key for _, keys, _ in Parts(str(out)).contents() for key in keys]
-    assert len(rows) == len(set(rows)) == 7
+    assert len(rows) == len(set(rows)) == 8
+
+
+@needs_ray
+def test_ray_reads_each_form_of_manifest(folder, weights, tmp_path):
+    """One after the other in one process; a manifest in one block is split among the actors."""
+    pytest.importorskip("ray")
+    paths = sorted(map(str, folder.glob("*.mp4")))
+    expected = by_path(score_files(paths, sama.load_model(weights, "cpu")))
+    urls = [*paths, None, paths[0]]
+    pq.write_table(pa.table({"n": range(9), "url": urls}), tmp_path / "a.parquet")
+    with open(tmp_path / "b.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["url", "note"], *([url, 'two\nlines, "quoted"'] for url in urls)])
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"url": url, "n": n}) + "\n" for n, url in enumerate(urls)))
+    content = [Path(path).read_bytes() for path in paths]
+    pq.write_table(pa.table({"bytes": content, "key": [f"{n:02}" for n in range(7)]}), tmp_path / "d.parquet")
+    named = {f"{n:02}": dataclasses.replace(expected[path], path=f"{n:02}") for n, path in enumerate(paths)}
+    commands, environment = [], command()[1]
+    for name, out in (("a.parquet", "a"), ("b.csv", "b"), ("c.jsonl", "c"), ("d.parquet", "d")):
+        words, _ = command("--manifest", tmp_path / name, "--weights", weights, "--out", tmp_path / out, "--ray")
+        commands.append([*words[3:], "--part-rows", "2", "--actors", "2"])
+    script = "import json, sys; from sama.cli import main; print([main(words) for words in json.loads(sys.argv[1])])"
+    words = [sys.executable, "-c", script, json.dumps(commands)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=RAY_SECONDS)
+    assert done.stdout.strip().endswith("[1, 1, 1, 1]"), done.stdout + done.stderr  # one file fails
+    for out in "abc":
+        assert by_path(read_scores(str(tmp_path / out))) == expected, out
+    assert by_path(read_scores(str(tmp_path / "d"))) == named
+    for out in "abcd":
+        found = [len(keys) for _, keys, _ in Parts(str(tmp_path / out)).contents()]
+        assert sum(found) == 7
+        assert max(found) <= 2
 
 
 @needs_ray
@@ -284,7 +330,11 @@ def test_the_example_for_ray_scores_as_sama_does(folder, tmp_path):
     example = Path(__file__).parent.parent / "examples" / "score_with_ray.py"
     _, environment = command()
     subprocess.run(
-        [sys.executable, example, folder, tmp_path / "out"], env=environment, check=True, capture_output=True
+        [sys.executable, example, folder, tmp_path / "out"],
+        env=environment,
+        check=True,
+        capture_output=True,
+        timeout=RAY_SECONDS,
     )
     got = {one["path"]: one["score"] for one in pq.read_table(tmp_path / "out").to_pylist()}
     assert got == {

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pytest
 import torch
 import videos
-from small_models import save_nano
 
 import sama
 from sama.errors import InputError, MissingFileError
@@ -23,12 +22,6 @@ from sama.scoring import score_files
 from sama.tables import COLUMNS, Row, schema
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-SETTINGS = {"mode": "sama", "grid": [7, 7], "fragment": [32, 32], "clip_len": 8, "interval": 2, "num_clips": 1}
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return save_nano(tmp_path_factory.mktemp("weights") / "nano.safetensors", SETTINGS)
 
 
 @pytest.fixture(scope="module")
