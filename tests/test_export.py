@@ -226,7 +226,7 @@ def test_the_command_says_what_it_wrote_and_how_far_it_is_off(tmp_path, capsys, 
     path = tmp_path / "model.onnx"
     assert main(["export", "packaged", "-o", str(path)]) == 0
     out, err = capsys.readouterr()
-    assert f"{path}: video model of size pico" in out
+    assert f"{path}: video model of size lite" in out
     assert "off this package's network" in out
     assert not err
     monkeypatch.setattr(exports, "find_spec", lambda name: None if name == "onnxruntime" else object())

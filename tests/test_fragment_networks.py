@@ -242,4 +242,4 @@ def test_jitter_changes_contrast_and_light_alike_in_both_layouts():
 
 
 def test_the_packaged_name_loads_the_packaged_model():
-    assert load_model("packaged").module.size == "pico"
+    assert load_model("packaged").module.size == "lite"

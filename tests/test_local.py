@@ -234,7 +234,9 @@ def test_training_takes_local_labels(versions, monkeypatch):
 def test_a_start_from_scores_that_have_a_scale_begins_near_standardised_labels(versions, tmp_path):
     """The packaged model's scores, 0 to 100, become what they were in deviations of the labels from their mean."""
     start = config(versions)
-    packaged = replace(start, model=replace(start.model, weights="packaged"), sampling=Sampling("sama-c", clip_len=2))
+    packaged = replace(
+        start, model=replace(start.model, size="lite", weights="packaged"), sampling=Sampling("sama-c", clip_len=2)
+    )
     items = [Item("a", 20.0, "a"), Item("b", 60.0, "b")]
     model = make_model(packaged).eval()
     x = torch.randn(1, 3, 2, 224, 224, generator=torch.Generator().manual_seed(0))
