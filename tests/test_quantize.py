@@ -12,7 +12,7 @@ from sama.export import graph
 from sama.model import load_model
 
 pytest.importorskip("openvino")
-POINTS = 1.5  # that a score may move; 0.3 on average over the packaged models' test sets
+POINTS = 5  # that a score may move here: the packaged models' do by up to 3, one reason not to offer int8 for them
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -21,7 +21,7 @@ def kept(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("SAMA_CACHE", str(folder))
-        patch.setattr(quantize, "SAMPLES", {"pico": 2})
+        patch.setattr(quantize, "SAMPLES", {"lite": 2})
         patch.setattr(engines, "NOT_OFFERED", {})
         yield folder
 
