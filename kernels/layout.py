@@ -18,6 +18,8 @@ OutputLayout = Literal["video", "patches"]
 LAYOUTS: tuple[OutputLayout, ...] = ("video", "patches")
 PATCH = (2, 4, 4)  # the video model's patch: frames, rows, columns
 PATCH_VALUES = 3 * PATCH[0] * PATCH[1] * PATCH[2]
+TOKEN = 32  # pixels of the side of what a network has a value for
+STEMMED = ("pico", "lite")  # sizes of networks whose stem takes patches, for images too
 
 Offsets: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 

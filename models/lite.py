@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sama.kernels.layout import PATCH
+from sama.kernels.layout import PATCH, TOKEN, ceil_div
 from sama.models.heads import exactly
+from sama.models.stem import pixels
 
 FIRST = 32  # channels of the first convolution
 # Of each stage the factor of expansion, the kernel's side, the stride, the channels and the blocks.
 STAGES = ((1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3), (6, 5, 1, 112, 3))
 DESCRIBED = 1  # the first stage whose channels describe a fragment
-TOKEN = 32  # pixels of a token's side
 EPSILON = 1e-6
 BATCH_NORM = 1e-3  # added to variances, where the weights were learned
 CHANGE = 0.2  # share of a first filter that at first also looks at how the second frame differs, of deviation 1
@@ -97,8 +97,11 @@ class LiteStem(nn.Module):
         """`[B, T/2, H/4, W/4, 96]` to means and deviations of channels, `[B, T/2, H/32, W/32, 512]`."""
         x = x.to(self.first.weight.dtype)
         batch, time = x.shape[:2]
-        x = self._pictures(x)
-        rows, columns = x.shape[2] // TOKEN, x.shape[3] // TOKEN
+        x = pixels(x)
+        rows, columns = (ceil_div(length, TOKEN) for length in x.shape[2:])
+        beyond = [count * TOKEN - length for count, length in zip((rows, columns), x.shape[2:])]
+        if any(beyond):
+            x = F.pad(x, (0, beyond[1], 0, beyond[0]))
         x = F.relu6(self.first(x))
         parts = []
         for k, stage in enumerate(self.stages):
@@ -109,16 +112,6 @@ class LiteStem(nn.Module):
                 power = (squares * squares).mean((3, 5)) - mean * mean
                 parts += [mean, (power.clamp_min(0) + EPSILON).sqrt()]
         return torch.cat(parts, 1).unflatten(0, (batch, time)).permute(0, 1, 3, 4, 2)
-
-    @staticmethod
-    def _pictures(x: Tensor) -> Tensor:
-        """Pairs of frames `[B * T/2, 6, H, W]` of whole tokens: channels (colour, frame), last in memory."""
-        rows, columns = (length * side for length, side in zip(x.shape[2:4], PATCH[1:]))
-        x = x.unflatten(4, (3, *PATCH)).permute(0, 1, 2, 6, 3, 7, 4, 5)  # [B, T, H/4, 4, W/4, 4, 3, 2]
-        x = x.reshape(-1, rows, columns, 3 * PATCH[0])
-        if rows % TOKEN or columns % TOKEN:
-            x = F.pad(x, (0, 0, 0, -columns % TOKEN, 0, -rows % TOKEN))
-        return x.permute(0, 3, 1, 2)
 
     def start(self, weights: Mapping[str, Tensor], mean: Tensor, std: Tensor) -> None:
         """Take the weights of EfficientNet-Lite0, by position: names differ between libraries, their order does not.
@@ -132,10 +125,8 @@ class LiteStem(nn.Module):
             if not isinstance(layer, ScaledConv):
                 continue
             parts = [next(source, torch.empty(0)) for _ in range(5)]
-            kernel, outputs = (
-                ((FIRST, 3, 3, 3) if layer is self.first else tuple(layer.weight.shape)),
-                layer.out_channels,
-            )
+            outputs = layer.out_channels
+            kernel = (outputs, 3, *layer.kernel_size) if layer is self.first else tuple(layer.weight.shape)
             found = [tuple(part.shape) for part in parts]
             if found != [kernel, *[(outputs,)] * 4]:
                 raise ValueError(f"got shapes {found}, expected {kernel} and 4 of {outputs}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sama.kernels.layout import PATCH, ceil_div
-from sama.models.lite import DESCRIBED, EPSILON, TOKEN, InvertedResidual, LiteStem
+from sama.kernels.layout import PATCH, TOKEN, ceil_div
+from sama.models.lite import DESCRIBED, EPSILON, InvertedResidual, LiteStem
 from sama.models.onnx_graph import Graph
 
 

@@ -14,17 +14,17 @@ import torch
 from onnx import ModelProto, TensorProto
 from torch import Tensor, nn
 
-from sama.kernels.layout import PATCH, PATCH_VALUES, OutputLayout, ceil_div
+from sama.kernels.layout import PATCH, PATCH_VALUES, STEMMED, TOKEN, OutputLayout, ceil_div
 from sama.models.attention import MASKED, Attention
 from sama.models.heads import TokenHead
-from sama.models.lite import TOKEN, LiteStem
+from sama.models.lite import LiteStem
 from sama.models.onnx_graph import END, Graph, finish
 from sama.models.onnx_lite import lite_stem
 from sama.models.onnx_swin2d import backbone
 from sama.models.statistics import SceneStatistics
 from sama.models.stem import FragmentStem
 from sama.models.swin2d import ImageQuality
-from sama.models.swin3d import STEMMED, Block, PatchEmbed, PatchMerging, ScaleExcitation, Stage, Swin3D, VideoQuality
+from sama.models.swin3d import Block, PatchEmbed, PatchMerging, ScaleExcitation, Stage, Swin3D, VideoQuality
 from sama.models.windows import WINDOW, Windows, window_rows
 
 BATCH = -1  # as the first size in a shape: whatever the batch is

@@ -48,7 +48,9 @@ class FragmentStem(nn.Module):
 
     def _embed(self, x: Tensor) -> Tensor:
         batch, time = x.shape[:2]
-        x, (rows, columns) = self._fragments(x)
+        fits = not (x.shape[2] % self.grid[0] or x.shape[3] % self.grid[1])
+        rows, columns = grid = self.grid if fits else (1, 1)
+        x = pixels(x, grid)
         x = torch.tanh(self.filters(x))
         x = F.gelu(self.conv1(x))
         x = F.gelu(self.conv2(x))
@@ -56,15 +58,18 @@ class FragmentStem(nn.Module):
         x = x.unflatten(0, (batch, time, rows, columns)).permute(0, 1, 2, 5, 3, 6, 4)
         return x.flatten(4, 5).flatten(2, 3)
 
-    def _fragments(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Pixels of each fragment, `[B * T/2 * rows * columns, 6, h, w]`, and how many there are in height and width:
-        one where the grid does not divide the patches."""
-        rows, columns = self.grid if not (x.shape[2] % self.grid[0] or x.shape[3] % self.grid[1]) else (1, 1)
-        x = x.unflatten(4, (3, *PATCH)).unflatten(3, (columns, -1)).unflatten(2, (rows, -1))
-        # [B, T, rows, h/4, columns, w/4, 3, 2, 4, 4]
-        x = x.permute(0, 1, 2, 4, 3, 8, 5, 9, 6, 7)
-        x = x.flatten(8, 9).flatten(6, 7).flatten(4, 5).flatten(0, 3)  # [N, h, w, 6]
-        return x.permute(0, 3, 1, 2), (rows, columns)  # channels last in memory, which convolutions are faster for
+
+def pixels(x: Tensor, grid: tuple[int, int] = (1, 1)) -> Tensor:
+    """Patches `[B, T/2, H/4, W/4, 96]` to the pixels of each fragment, `[B * T/2 * rows * columns, 6, h, w]`: channels
+    (colour, frame), last in memory, which convolutions are faster for.
+
+    grid: fragments in height and width, which divides the patches
+    """
+    rows, columns = grid
+    x = x.unflatten(4, (3, *PATCH)).unflatten(3, (columns, -1)).unflatten(2, (rows, -1))
+    # [B, T, rows, h/4, columns, w/4, 3, 2, 4, 4]
+    x = x.permute(0, 1, 2, 4, 3, 8, 5, 9, 6, 7)
+    return x.flatten(8, 9).flatten(6, 7).flatten(4, 5).flatten(0, 3).permute(0, 3, 1, 2)
 
 
 def derivatives() -> Tensor:

@@ -10,14 +10,13 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from sama.kernels.layout import PATCH
+from sama.kernels.layout import PATCH, STEMMED, TOKEN
 from sama.models.heads import TokenHead, by_sample
-from sama.models.lite import TOKEN
 from sama.models.swin3d import SIZES as VIDEO_SIZES
-from sama.models.swin3d import STEMMED, Swin3D, cut_patches, initialise
+from sama.models.swin3d import Swin3D, cut_patches, initialise
 
 IMAGE = 256  # pixels a side
-STILL: dict[str, Any] = {"scale_bias": False, "scale_steps": None}  # of a pico network
+STILL: dict[str, Any] = {"scale_bias": False, "scale_steps": None}  # of a network with a stem
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
     "nano": {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)},
@@ -27,9 +26,10 @@ SIZES: dict[str, dict[str, Any]] = {
 class ImageQuality(nn.Module):
     """Scores images: Swin V2-T (window 8, 256 x 256) and a head on every token.
 
-    `size` is "tiny" (timm's `swinv2_tiny_window8_256`, 28 M parameters), "nano" (2.2 M, to train on a laptop) or "pico"
-    (1.4 M, the packaged one). A pico model is the video model of that size on an image that stands still for a pair of
-    frames, so that each can start from the other's weights; it takes inputs of any `grid` of fragments.
+    `size` is "tiny" (timm's `swinv2_tiny_window8_256`, 28 M parameters), "nano" (2.2 M), "pico" or "lite" (1.4 M
+    each), to train on a laptop; the packaged one is lite. A pico or lite model is the video model of that size on an
+    image that stands still for a pair of frames, so that each can start from the other's weights; it takes inputs of
+    any square `grid` of fragments.
     `drop_path` is the stochastic depth of the last block, `dropout` that of the head.
     `checkpointing` recomputes every block in the backward pass, which needs less memory and more time.
 
@@ -56,7 +56,9 @@ class ImageQuality(nn.Module):
         self.size = size
         rows, columns = grid
         if rows != columns or (size not in STEMMED and rows != IMAGE // TOKEN):
-            raise ValueError(f"got {grid = } for a {size} model, expected a square one, of 8x8 unless it is pico")
+            raise ValueError(
+                f"got {grid = } for a {size} model, expected a square one, of 8x8 unless it is {' or '.join(STEMMED)}"
+            )
         self.options: dict[str, Any] = {"drop_path": drop_path, "dropout": dropout}
         if size in STEMMED:
             self.options["grid"] = (rows, columns)
@@ -77,7 +79,7 @@ class ImageQuality(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """One value per token, `[B, 64]`, of normalised images `[B, 3, 256, 256]`; ValueError for any other shape.
 
-        A pico model has a token for each 32x32 pixels of square images of any such size.
+        A pico or lite model has a token for each 32x32 pixels of square images of any such size.
         """
         return by_sample(self, lambda x: self.head(self._tokens(x)), x).squeeze(-1)
 

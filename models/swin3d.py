@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sama.kernels.layout import PATCH, PATCH_VALUES, ceil_div, is_patches
+from sama.kernels.layout import PATCH, PATCH_VALUES, STEMMED, ceil_div, is_patches
 from sama.models.attention import Attention, Bias
 from sama.models.heads import TokenHead, by_sample, exactly, plain_cpu
 from sama.models.lite import LiteStem
@@ -32,7 +32,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "pico": {"dim": 48, "depths": (2, 2, 2), "heads": (2, 4, 8), "stem": (32, 64)},
     "lite": {"dim": 160, "depths": (2,), "heads": (5,), "stem": "lite"},
 }
-STEMMED = [size for size, options in SIZES.items() if "stem" in options]  # with a token for 32x32 pixels, in patches
 
 
 class ScaleExcitation(nn.Module):
@@ -288,9 +287,10 @@ class Swin3D(nn.Module):
 class VideoQuality(nn.Module):
     """Scores clips: Swin3D-T with GRPB and a head on every token.
 
-    `size` is "tiny" (the published model, 28 M parameters), "nano" (2.4 M, to train on a laptop) or "pico" (1.3 M, the
-    packaged one). A nano model adds the score of `SceneStatistics` to the value of each token. A pico model has three
-    stages behind a convolutional stem (`FragmentStem`), and one value for each fragment of 32x32 pixels.
+    `size` is "tiny" (the published model, 28 M parameters), "nano" (2.4 M), "pico" or "lite" (1.4 M each), to train
+    on a laptop; the packaged one is lite. A nano model adds the score of `SceneStatistics` to the value of each token. A
+    pico model has three stages behind a convolutional stem (`FragmentStem`), a lite model one behind a pretrained stem
+    (`LiteStem`), and both a value for each fragment of 32x32 pixels.
     `grid` is the number of fragments in height and width that the sampler lays out.
     `scale_bias` and `scale_excitation` are the paper's scale encodings (a) and (b); with the latter the model takes
     clips of `2 * scale_steps` frames only.

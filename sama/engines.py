@@ -33,7 +33,7 @@ FASTEST = {  # by widest vectors of the processor and size of the network, the f
     ("AVX512", "pico"): ("openvino", "onnxruntime"),
     ("AVX2", "pico"): ("onnxruntime",),
 }
-NOT_OFFERED = {  # int8, by size of the network, with the reason (docs/benchmarks.md has the measurement)
+NOT_OFFERED = {  # int8, by size of the network, with the reason (docs/benchmarks.md)
     "pico": "it would be at most 1.2 times as fast as float32 by the same engine, less than the 1.6 asked of it",
     "lite": "it moved scores by up to 2.6 points on six pictures, and its gain has not been measured",
 }

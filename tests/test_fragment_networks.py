@@ -7,11 +7,12 @@ import torch
 
 from sama.backends import MEAN, STD
 from sama.errors import CheckpointError
+from sama.kernels.layout import STEMMED
 from sama.model import QualityModel, load_model
 from sama.models import ImageQuality, VideoQuality, build, load_weights, save_weights
 from sama.models.lite import ScaledConv
-from sama.models.stem import FragmentStem
-from sama.models.swin3d import STEMMED, cut_patches
+from sama.models.stem import FragmentStem, pixels
+from sama.models.swin3d import SIZES, cut_patches
 from sama.training.augment import jitter
 
 
@@ -23,6 +24,10 @@ def model(request):
 
 def clips(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_sizes_with_a_stem_are_those_that_have_one():
+    assert set(STEMMED) == {size for size, options in SIZES.items() if "stem" in options}
 
 
 @pytest.mark.parametrize(("frames", "tokens"), [(1, 1), (2, 1), (5, 3), (8, 4)])
@@ -109,7 +114,7 @@ def test_the_pretrained_stem_computes_what_efficientnet_does(efficientnet):
     grey = 255 * torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(4))
     x = (grey - PHOTOGRAPH["mean"][:, None, None]) / PHOTOGRAPH["std"][:, None, None]
     with torch.no_grad():
-        ours = torch.nn.functional.relu6(stem.first(stem._pictures(cut_patches(x[:, :, None].repeat(1, 1, 2, 1, 1)))))
+        ours = torch.nn.functional.relu6(stem.first(pixels(cut_patches(x[:, :, None].repeat(1, 1, 2, 1, 1)))))
         padded = torch.nn.functional.pad((grey - 127) / 128, (1, 1, 1, 1))
         theirs = efficientnet.bn1(torch.nn.functional.conv2d(padded, efficientnet.conv_stem.weight, stride=2))
         torch.testing.assert_close(ours[..., 1:, 1:], theirs[..., 1:, 1:], rtol=1e-3, atol=1e-3)

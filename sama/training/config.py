@@ -11,9 +11,7 @@ from typing import Literal
 
 from sama.decode import check_decoder
 from sama.errors import InputError
-from sama.kernels.layout import PATCH
-from sama.models.lite import TOKEN
-from sama.models.swin3d import STEMMED
+from sama.kernels.layout import PATCH, STEMMED, TOKEN
 
 
 @dataclass(frozen=True)

@@ -127,8 +127,8 @@ def _blurred(x: Tensor, size: int) -> Tensor:
 
 @cache
 def _blur(length: int, size: int) -> Tensor:
-    """The matrix `[length, length]` that blurs pixels in a line: convolving so many small pictures takes ten times as
-    long."""
+    """The matrix `[length, length]` that blurs pixels in a line: convolving so many small pictures takes
+    twice to five times as long."""
     reach = size // 2
     x = torch.arange(size) - reach
     weights = torch.exp(-(x**2) / (2 * (size / 5) ** 2))

@@ -65,10 +65,10 @@ def train(config: Config) -> dict[str, Any]:
     model = make_model(config).to(ranks.device)
     if not state.tensors:
         start_standardised(model, config, sets["train"])
-    if config.model.pretrained and not state.tensors:
-        start_pretrained(model, config, sets["train"], ranks)
-    if config.model.whiten and not state.tensors and isinstance(model, VideoQuality):
-        whiten(model, config, sets["train"], ranks)
+        if config.model.pretrained:
+            start_pretrained(model, config, sets["train"], ranks)
+        if config.model.whiten and isinstance(model, VideoQuality):
+            whiten(model, config, sets["train"], ranks)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     attention: str = config.attention
     if attention == "auto":

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from sama.backends import MEAN, STD
 from sama.errors import InputError
 from sama.feed import Feed
-from sama.kernels.layout import PATCH, OutputLayout, fits_patches, is_patches
+from sama.kernels.layout import PATCH, STEMMED, OutputLayout, fits_patches, is_patches
 from sama.labels import Item, leakage, named_split, protocol_split, read_labels, with_split
 from sama.model import find_weights
 from sama.models import ImageQuality, VideoQuality, load_weights
 from sama.models.lite import LiteStem
 from sama.models.reading import read_metadata
-from sama.models.swin3d import STEMMED, cut_patches
+from sama.models.swin3d import cut_patches
 from sama.sampler import ImageSampler, VideoSampler
 from sama.training.cache import CachedFeed
 from sama.training.config import Config, Data
