@@ -288,9 +288,9 @@ class VideoQuality(nn.Module):
     """Scores clips: Swin3D-T with GRPB and a head on every token.
 
     `size` is "tiny" (the published model, 28 M parameters), "nano" (2.4 M), "pico" or "lite" (1.4 M each), to train
-    on a laptop; the packaged one is lite. A nano model adds the score of `SceneStatistics` to the value of each token. A
-    pico model has three stages behind a convolutional stem (`FragmentStem`), a lite model one behind a pretrained stem
-    (`LiteStem`), and both a value for each fragment of 32x32 pixels.
+    on a laptop; the packaged one is lite. A nano model adds the score of `SceneStatistics` to the value of each token.
+    A pico model has three stages behind a convolutional stem (`FragmentStem`), a lite model one behind a pretrained
+    stem (`LiteStem`), and both a value for each fragment of 32x32 pixels.
     `grid` is the number of fragments in height and width that the sampler lays out.
     `scale_bias` and `scale_excitation` are the paper's scale encodings (a) and (b); with the latter the model takes
     clips of `2 * scale_steps` frames only.
