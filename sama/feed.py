@@ -29,7 +29,7 @@ from sama.decode import DECODERS, Video, check_decoder, decode_with
 from sama.decode.images import read_image
 from sama.devices import own_stream
 from sama.errors import InputError, reason
-from sama.files import check_kind
+from sama.files import check_kind, is_still
 from sama.kernels.layout import ceil_div
 from sama.limits import Guard, Limits
 from sama.plan import Draws
@@ -70,7 +70,7 @@ class Batch:
 class Feed:
     """Batches of sampled files. See the module.
 
-    files: paths of videos, or of images with an `ImageSampler`
+    files: paths of videos, or of images with an `ImageSampler`; an image among videos is a clip that stands still
     sampler: its output's dtype and layout are the batches'
     labels: one per file
     batch: files in a batch, over all ranks
@@ -218,11 +218,22 @@ class Feed:
     ) -> Iterator[tuple[int, torch.Tensor | BaseException]]:
         """Yield `(number, clips [num_clips, ...])`, or `(number, error)`, for the files of a job."""
         with own_stream(self.device) as finish:
-            if self.batched:
-                yield from self._read_together(job, epoch, ticket, finish)
+            if not self.batched:
+                for number in job:
+                    yield number, finish(self._read(number, epoch, ticket))
                 return
+            videos = tuple(number for number in job if not is_still(self.files[number]))
             for number in job:
-                yield number, finish(self._read(number, epoch, ticket))
+                if number not in videos:
+                    yield number, self._attempt(number, epoch, ticket, finish)
+            if videos:
+                yield from self._read_together(videos, epoch, ticket, finish)
+
+    def _attempt(self, number: int, epoch: int, ticket: Ticket, finish: Finish) -> torch.Tensor | Exception:
+        try:
+            return finish(self._read(number, epoch, ticket))
+        except Exception as error:
+            return error
 
     def _read_together(
         self, job: tuple[int, ...], epoch: int, ticket: Ticket, finish: Finish
@@ -292,7 +303,11 @@ class Feed:
             self.decoders["pillow"] += 1
             angle = None if self.rotate or not self.train else 0.0
             return sampler(image, train=self.train, angle=angle, generator=self._generator(number, epoch))
-        check_kind(path, "video")
+        if is_still(path):
+            image = torch.from_numpy(read_image(path, max_pixels=self.limits.image_pixels)).to(self.device)
+            self.decoders["pillow"] += 1
+            clip = image.expand(self.clip_len, *image.shape)
+            return sampler([clip] * self.num_clips, self.train, generator=self._generator(number, epoch))
 
         def read(video: Video) -> torch.Tensor:
             with guard.hold(video.held_bytes(self.clip_len)):

@@ -81,11 +81,16 @@ def in_folder(folder: str, suffixes: frozenset[str]) -> list[str]:
     return found
 
 
+def is_still(path: str | os.PathLike[str]) -> bool:
+    """Whether a file's name says that it is an image, and none that may move."""
+    return suffix(path) in IMAGE_SUFFIXES - MOVING_SUFFIXES
+
+
 def check_kind(path: str | os.PathLike[str], kind: str) -> None:
     """`DecodeError` where a file's name says that it is an image and the model scores videos, or the reverse; one that
     may move can be either."""
-    other, what = (IMAGE_SUFFIXES, "an image") if kind == "video" else (VIDEO_SUFFIXES, "a video")
-    if suffix(path) in other - MOVING_SUFFIXES and (os.path.isfile(path) or is_url(path)):
+    is_other, what = (is_still(path), "an image") if kind == "video" else (suffix(path) in VIDEO_SUFFIXES, "a video")
+    if is_other and (os.path.isfile(path) or is_url(path)):
         hint = "; an image model scores it (--weights packaged-image)" if kind == "video" else ""
         raise DecodeError(os.fsdecode(path), f"is {what}; the model scores {kind}s{hint}")
 

@@ -287,3 +287,24 @@ def test_dali_batches_are_those_of_pyav(tmp_path):
     assert (dali.x - pyav.x).abs().mean() < 0.25
     (tight,) = Feed(paths, small_sampler(), **settings, budget_bytes=1).epoch()
     assert torch.equal(tight.x, dali.x)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("decoder", ["pyav", "dali"])
+def test_an_image_among_videos_is_a_clip_that_stands_still(tmp_path, decoder, train):
+    if decoder == "dali":
+        pytest.importorskip("nvidia.dali.experimental.dynamic", reason="needs nvidia-dali")
+    still, damaged, missing = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.jpg"
+    image = np.random.default_rng(0).integers(0, 256, (75, 91, 3), np.uint8)
+    Image.fromarray(image).save(still)
+    damaged.write_bytes(still.read_bytes()[:200])
+    video = videos.write_video(tmp_path / "d.webm", "libvpx-vp9", size=(96, 64), num_frames=12)
+    names = [still, damaged, missing, video]
+    settings = SETTINGS | {"train": train, "batch": 4, "num_clips": 2, "decoder": decoder}
+    (batch,) = Feed(names, small_sampler(), **settings).epoch()
+    assert sorted(name for name, _ in batch.failed) == [str(damaged), str(missing)]
+    assert sorted(batch.names) == [str(still), str(video)]
+    first = 2 * batch.names.index(str(still))
+    clips = [np.broadcast_to(image, (4, *image.shape))] * 2
+    expected = small_sampler()(clips, train, generator=np.random.default_rng([3, 0, 0]) if train else None)
+    assert torch.equal(batch.x[first : first + 2], expected)
