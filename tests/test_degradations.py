@@ -136,6 +136,14 @@ def test_contents_to_train_on_have_a_random_look():
     assert max(flicker) > 0.5
 
 
+def test_a_camera_that_sees_the_whole_width_of_a_photograph_stays_within_it():
+    """456 * 480 / 852 * 852 / 480 is more than 456, by rounding."""
+    ramp = Image.fromarray(np.tile(np.arange(456) // 2, (300, 1)).astype(np.uint8))
+    frames = pan([ramp] * 3, (852, 480), 2, seeded("narrow"), scale=852 / 456)
+    expected = ramp.resize((852, 480), Image.Resampling.BICUBIC)
+    assert np.array_equal(frames[:, :480], np.broadcast_to(expected, (2, 480, 852)))
+
+
 def test_each_camera_has_a_look_of_its_own():
     """Softer and noisier in some cases; noise is new in every frame, stronger in the light, and sharpened with the
     picture; all of it the same from the same seed, and within the limited range."""

@@ -57,7 +57,7 @@ def pan(
     for t, frame in enumerate(frames):
         width = min(frame_width / scale * (1.02 + 0.06 * zoom[t]), right - left)
         height = min(width * frame_height / frame_width, bottom - top)
-        width = height * frame_width / frame_height
+        width = min(height * frame_width / frame_height, right - left)  # by rounding it can be more
         x = left + np.clip((right - left - width) * (0.5 + 0.48 * across[t]) + shake[0, t], 0, right - left - width)
         y = top + np.clip((bottom - top - height) * (0.5 + 0.48 * down[t]) + shake[1, t], 0, bottom - top - height)
         for out, plane in zip(split_planes(frame), planes):
