@@ -124,3 +124,12 @@ def clip(tmp_path_factory):
         return path if path.exists() else write_video(path, codec, **arguments)
 
     return make
+
+
+@pytest.fixture
+def one_thread():
+    """As an actor that has one CPU computes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

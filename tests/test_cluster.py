@@ -293,6 +293,7 @@ def test_ray_gives_the_table_of_one_process_and_resumes(folder, weights, tmp_pat
 
 
 @needs_ray
+@pytest.mark.usefixtures("one_thread")
 def test_ray_reads_each_form_of_manifest(folder, weights, tmp_path):
     """One after the other in one process; a manifest in one block is split among the actors."""
     pytest.importorskip("ray")
@@ -309,7 +310,7 @@ def test_ray_reads_each_form_of_manifest(folder, weights, tmp_path):
     commands, environment = [], command()[1]
     for name, out in (("a.parquet", "a"), ("b.csv", "b"), ("c.jsonl", "c"), ("d.parquet", "d")):
         words, _ = command("--manifest", tmp_path / name, "--weights", weights, "--out", tmp_path / out, "--ray")
-        commands.append([*words[3:], "--part-rows", "2", "--actors", "2"])
+        commands.append([*words[3:], "--part-rows", "2", "--actors", "2", "--actor-cpus", "1"])
     script = "import json, sys; from sama.cli import main; print([main(words) for words in json.loads(sys.argv[1])])"
     words = [sys.executable, "-c", script, json.dumps(commands)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=RAY_SECONDS)
@@ -325,6 +326,7 @@ def test_ray_reads_each_form_of_manifest(folder, weights, tmp_path):
 
 @needs_ray
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("one_thread")
 def test_the_example_for_ray_scores_as_sama_does(folder, tmp_path):
     pytest.importorskip("ray")
     example = Path(__file__).parent.parent / "examples" / "score_with_ray.py"

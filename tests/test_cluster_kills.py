@@ -158,6 +158,7 @@ def hashes(request, tmp_path):
 def scored(request, tmp_path):
     """The command, on a manifest of addresses; two files cannot be scored, and the server takes its time."""
     weights = request.getfixturevalue("weights")
+    request.getfixturevalue("one_thread")  # as the actors have
     with file_server() as server:
         contents = [
             videos.write_video(tmp_path / f"{k}.mp4", "mpeg4", num_frames=10 + k).read_bytes() for k in range(6)
