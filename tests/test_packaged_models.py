@@ -2,12 +2,15 @@
 
 import csv
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import sama
 from sama import cli
@@ -106,9 +109,10 @@ def test_the_files_are_small_and_have_a_card_with_every_bar(path, kind):
 
 
 @pytest.fixture
-def tool():
+def tool(monkeypatch):
     """`tools/packaged_models.py`."""
     path = Path(__file__).parent.parent / "tools" / "packaged_models.py"
+    monkeypatch.syspath_prepend(path.parent)  # as for a script
     spec = importlib.util.spec_from_file_location("packaged_models_tool", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -125,6 +129,10 @@ def test_the_mean_of_checkpoints_is_packaged(tool, tmp_path):
     for name, value in built.model.state_dict().items():
         wanted = sum(model.state_dict()[name].double() for model in models) / 3
         torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=1e-6)
+    command = [sys.executable, tool.__file__.replace("packaged_models", "average"), "-o", tmp_path / "mean.safetensors"]
+    subprocess.run([*command, *(tmp_path / f"{k}.safetensors" for k in range(3))], check=True)
+    written = load_file(tmp_path / "mean.safetensors")
+    assert all(torch.equal(written[name], value) for name, value in built.model.state_dict().items())
     alone = tool.mean_of([tmp_path / "1.safetensors"])
     assert all(torch.equal(a, b) for a, b in zip(alone.model.state_dict().values(), models[1].state_dict().values()))
     save_weights(VideoQuality("nano"), tmp_path / "other.safetensors", metadata={})

@@ -18,12 +18,13 @@ import os
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import torch
+from average import mean_of
 from tqdm import tqdm
 
 import sama
@@ -31,7 +32,6 @@ from sama.labels import Item, read_labels, with_split
 from sama.metrics import bootstrap, linear_fit, metrics
 from sama.model import DEFAULT_IMAGE_WEIGHTS, DEFAULT_WEIGHTS
 from sama.models import build, save_weights
-from sama.models.checkpoints import Built
 from sama.scoring import score_files
 
 SCALE = {"name": "VMAF v0.6.1", "least": 0, "most": 100}
@@ -102,24 +102,6 @@ def package(options: argparse.Namespace, validation: list[Item]) -> None:
     scale = SCALE | {"noise": round(on_scale.noise, 2)}
     metadata |= {"scale": scale, "validation": {"files": len(validation), "slope": slope, "intercept": intercept}}
     save_weights(built.model, TARGETS[options.kind], metadata=metadata)
-
-
-def mean_of(paths: Sequence[Path]) -> Built:
-    """The network of a checkpoint; of several of one network, with the mean of their weights and the last one's
-    metadata. Where one was trained from the other, it is often better than both."""
-    *others, last = map(build, paths)
-    weights = last.model.state_dict()
-    for other in others:
-        there = other.model.state_dict()
-        if {name: value.shape for name, value in there.items()} != {n: value.shape for n, value in weights.items()}:
-            raise RuntimeError(f"{', '.join(map(str, paths))} are not of one network: their weights have no mean")
-        for name, value in weights.items():
-            if value.is_floating_point():
-                value.add_(there[name])
-    for value in weights.values():
-        if value.is_floating_point():
-            value.div_(len(paths))
-    return last
 
 
 def predict(items: list[Item], weights: Path) -> dict[str, float]:
