@@ -46,7 +46,8 @@ def main() -> None:
     seconds = measure.timed("packaged", providers, options.repeats)
     note = f"{model.frame_plan()}; {torch.get_num_threads()} threads; load of the machine {os.getloadavg()[0]:.1f}"
     work = dict.fromkeys(providers, 1.0)
-    found = measure.rows(f"1080p, {SECONDS} s", "packaged model", "files/s", seconds, work, BASELINE, **{"a score": note})
+    case, notes = f"1080p, {SECONDS} s", {"a score": note}
+    found = measure.rows(case, "packaged model", "files/s", seconds, work, BASELINE, **notes)
     measure.show_all(found)
     measure.write(options.out, found)
 

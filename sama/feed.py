@@ -304,9 +304,9 @@ class Feed:
             angle = None if self.rotate or not self.train else 0.0
             return sampler(image, train=self.train, angle=angle, generator=self._generator(number, epoch))
         if is_still(path):
-            image = torch.from_numpy(read_image(path, max_pixels=self.limits.image_pixels)).to(self.device)
+            still = torch.from_numpy(read_image(path, max_pixels=self.limits.image_pixels)).to(self.device)
             self.decoders["pillow"] += 1
-            clip = image.expand(self.clip_len, *image.shape)
+            clip = still.expand(self.clip_len, *still.shape)
             return sampler([clip] * self.num_clips, self.train, generator=self._generator(number, epoch))
 
         def read(video: Video) -> torch.Tensor:

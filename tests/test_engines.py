@@ -30,7 +30,9 @@ def test_a_runtime_scores_as_eager_does_and_its_rows_say_so(engine, pixels):
         assert np.abs(np.subtract(found.clips, expected.clips)).max() < 1e-3  # of 100
         assert engine in model.settings
         assert engine not in eager.settings
-        x = eager.sampler([pixels[:2], pixels[2:4]]) if source is pixels else eager.sampler([*pixels[:2]])
+        length = eager.clip_len if source is pixels else 1
+        clips = [pixels[:length], pixels[length : 2 * length]]
+        x = eager.sampler(clips if source is pixels else [clip[0] for clip in clips])
         maps = model.token_maps(x)
         assert maps.shape == eager.token_maps(x).shape
         assert torch.equal(maps[1:], model.token_maps(x[1:]))  # whatever the batch
