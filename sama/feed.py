@@ -179,10 +179,10 @@ class Feed:
                 yield self._collect(index, numbers, produced)
 
     def _jobs(self, numbers: np.ndarray) -> list[tuple[int, ...]]:
-        """What one thread does at a time: a file, or the whole batch for a decoder that takes batches."""
-        if self.batched:
-            return [tuple(numbers.tolist())] if len(numbers) else []
-        return [(number,) for number in numbers.tolist()]
+        """What one thread does at a time: a file, or all videos of the batch for a decoder that takes batches."""
+        alone = [number for number in numbers.tolist() if not self.batched or is_still(self.files[number])]
+        together = tuple(number for number in numbers.tolist() if number not in alone)
+        return [*([together] if together else []), *((number,) for number in alone)]
 
     def _collect(self, index: int, numbers: np.ndarray, produced: Iterator[tuple[tuple[int, ...], Any]]) -> Batch:
         """Take the files of one batch from what is produced."""
@@ -218,22 +218,11 @@ class Feed:
     ) -> Iterator[tuple[int, torch.Tensor | BaseException]]:
         """Yield `(number, clips [num_clips, ...])`, or `(number, error)`, for the files of a job."""
         with own_stream(self.device) as finish:
-            if not self.batched:
-                for number in job:
-                    yield number, finish(self._read(number, epoch, ticket))
+            if self.batched and not is_still(self.files[job[0]]):
+                yield from self._read_together(job, epoch, ticket, finish)
                 return
-            videos = tuple(number for number in job if not is_still(self.files[number]))
             for number in job:
-                if number not in videos:
-                    yield number, self._attempt(number, epoch, ticket, finish)
-            if videos:
-                yield from self._read_together(videos, epoch, ticket, finish)
-
-    def _attempt(self, number: int, epoch: int, ticket: Ticket, finish: Finish) -> torch.Tensor | Exception:
-        try:
-            return finish(self._read(number, epoch, ticket))
-        except Exception as error:
-            return error
+                yield number, finish(self._read(number, epoch, ticket))
 
     def _read_together(
         self, job: tuple[int, ...], epoch: int, ticket: Ticket, finish: Finish

@@ -126,10 +126,19 @@ def clip(tmp_path_factory):
     return make
 
 
+def on_threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def one_thread():
     """As an actor that has one CPU computes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    yield from on_threads(1)
+
+
+@pytest.fixture
+def two_threads():
+    yield from on_threads(2)

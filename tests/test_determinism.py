@@ -1,18 +1,9 @@
 """Training repeats itself to the bit on a CPU, also on several threads."""
 
-import pytest
 import torch
 
 from sama.models.attention import Attention
 from sama.models.windows import WINDOW, Windows
-
-
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_gradients_of_bias_tables_are_summed_in_a_fixed_order(two_threads):
