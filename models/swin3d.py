@@ -422,6 +422,13 @@ class VideoQuality(nn.Module):
         return patches
 
 
+def lay_out(model: nn.Module, grid: tuple[int, int]) -> None:
+    """Tell a network of any depth how many fragments its inputs have in height and width from now on."""
+    for module in model.modules():
+        if isinstance(module, Block | FragmentStem):
+            module.grid = grid
+
+
 def initialise(module: nn.Module, *, narrow: bool) -> None:
     """Initial weights of a module: of deviation 0.02, as published, or for a narrow network.
 

@@ -69,5 +69,10 @@ def test_fragments_are_kept_in_their_order_with_their_labels(kind):
     expected = labels[:, 0].repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None, None].repeat(1, 3, 2, 1, 1)
     expected = {"video": expected, "patches": cut_patches(expected), "image": expected[:, :, 0]}[kind]
     assert torch.equal(kept, expected)
+    finer = numbers[:, None].repeat_interleave(2, 2).repeat_interleave(2, 3)  # four labels in a fragment
+    torch.manual_seed(1)
+    again, theirs = thin(given, finer, (3, 4), (2, 3))
+    assert torch.equal(again, kept)
+    assert torch.equal(theirs, labels.repeat_interleave(2, 2).repeat_interleave(2, 3))
     assert thin(given, None, (3, 4), (3, 4))[1] is None
     assert torch.equal(thin(given, None, (3, 4), (3, 4))[0], given)

@@ -36,8 +36,8 @@ def files(tmp_path):
     return [str(path) for path in paths]
 
 
-def feed(files, *, train=True, normalize=False, seed=3, **options):
-    sampler = VideoSampler("sama-c", (2, 2), (16, 16), normalize=normalize, layout="patches")
+def feed(files, *, side=16, train=True, normalize=False, seed=3, **options):
+    sampler = VideoSampler("sama-c", (2, 2), (side, side), normalize=normalize, layout="patches")
     labels = [float(k) for k in range(len(files))]
     settings = {"batch": BATCH, "clip_len": FRAMES, "interval": 1, "workers": 2, "decoder": "pyav"} | options
     return Feed(files, sampler, labels=labels, train=train, seed=seed, **settings)

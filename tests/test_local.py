@@ -165,7 +165,7 @@ def test_the_cache_measures_each_draw_once(versions, tmp_path):
     references[1] = ""
     references[5] = str(versions / "none.mp4")
     options = {"draws": 2, "references": references}
-    cached = CachedFeed(feed(files), tmp_path / "cache", "train", **options)
+    cached = CachedFeed(feed(files, side=32), tmp_path / "cache", "train", **options)
     assert [path for path, _ in cached.unmeasured] == [references[5]] * 2
     found = {n: batch.local[k] for batch in cached.epoch() for k, n in enumerate(batch.numbers.tolist())}
     assert {n for n, local in found.items() if local.isnan().any()} <= {1, 5}
@@ -175,9 +175,9 @@ def test_the_cache_measures_each_draw_once(versions, tmp_path):
     kept, there = (values[[0, 3, 2, 4], ..., which::2].sum((2, 3, 4)) for which in (0, 1))
     np.testing.assert_allclose(kept[:2] / there[:2], 1, rtol=1e-3)  # the same fragments of the same file
     assert (kept[2:, :, SCALES:] / there[2:, :, SCALES:] < 0.99).all()
-    again = CachedFeed(feed(files), tmp_path / "cache", "train", **options)
+    again = CachedFeed(feed(files, side=32), tmp_path / "cache", "train", **options)
     assert torch.equal(again._local[[0, 2, 3, 4]], cached._local[[0, 2, 3, 4]])
-    without = CachedFeed(feed(files), tmp_path / "cache", "train", draws=2)
+    without = CachedFeed(feed(files, side=32), tmp_path / "cache", "train", draws=2)
     assert all(batch.local is None for batch in without.epoch())
     for n, x in all_inputs(without).items():
         torch.testing.assert_close(x, all_inputs(cached)[n], rtol=0, atol=0)
@@ -197,9 +197,9 @@ def test_what_was_measured_before_an_interruption_is_kept(versions, tmp_path, mo
     monkeypatch.setattr(cache, "SAVE_EVERY", 0)
     monkeypatch.setattr(cache, "measure", partial(measuring, stop=BATCH + 1))
     with pytest.raises(KeyboardInterrupt):
-        CachedFeed(feed(files), tmp_path / "cache", "train", references=references)
+        CachedFeed(feed(files, side=32), tmp_path / "cache", "train", references=references)
     monkeypatch.setattr(cache, "measure", measuring)
-    again = CachedFeed(feed(files), tmp_path / "cache", "train", references=references)
+    again = CachedFeed(feed(files, side=32), tmp_path / "cache", "train", references=references)
     assert len(measured) == BATCH + 1 + len(files) - BATCH
     assert again._local.isfinite().all()
 
@@ -217,18 +217,22 @@ def config(folder, **data):
     )
 
 
-def test_training_takes_local_labels(versions, monkeypatch):
+@pytest.mark.parametrize("sampling", [{}, {"grid": (1, 1), "fragment": (64, 64)}])
+def test_training_takes_local_labels(sampling, versions, monkeypatch):
+    """A value for each square of 32x32 pixels: of fragments that are one, or that hold four."""
     seen = []
+    told = config(versions)
+    told = replace(told, sampling=replace(told.sampling, **sampling))
 
     def watched(prediction, local):
         seen.append((prediction.shape, local.isfinite().all().item()))
         return local_loss(prediction, local)
 
     monkeypatch.setattr(loop, "local_loss", watched)
-    loop.train(config(versions))
-    assert seen == 4 * [((3, 4), True)]  # two epochs of two batches; a value for each of 2x2 fragments
+    loop.train(told)
+    assert seen == 4 * [((3, 4), True)]  # two epochs of two batches
     result = sama.load_model(versions / "run" / "last.safetensors").score(versions / "2-a.mp4")
-    assert (result.mos_scale, len(result.clips)) == ("labels", 1)
+    assert len(result.clips) == 1
 
 
 def test_a_start_from_scores_that_have_a_scale_begins_near_standardised_labels(versions, tmp_path):

@@ -36,6 +36,9 @@ def test_settings_of_fragments_and_of_a_pretrained_stem_are_checked(labels, tmp_
         config(labels, tmp_path, model=image, data=Data(labels=str(labels), fragments=(1, 2)), sampling=Sampling())
     with pytest.raises(ValueError, match=r"data\.fragments is for a model of size pico or lite"):
         config(labels, tmp_path, data=Data(labels=str(labels), fragments=(5, 5)), sampling=Sampling())
+    large = Sampling(grid=(4, 4), fragment=(56, 56))
+    with pytest.raises(ValueError, match=r"on fragments of whole squares of 32x32, .* model on 56x56"):
+        config(labels, tmp_path, model=lite, data=Data(labels=str(labels), fragments=(2, 2)), sampling=large)
     with pytest.raises(ValueError, match=r"starts a model of size lite, without model\.weights; got size nano"):
         config(labels, tmp_path, model=Model(size="nano", pretrained="some.pth"))
     with pytest.raises(ValueError, match=r"got size lite and packaged"):

@@ -61,12 +61,13 @@ def test_a_stem_may_learn_at_a_rate_of_its_own(labels, tmp_path):
     assert sum(len(group["params"]) for group in (head, swin, stem)) == len([*model.parameters()])
 
 
-@pytest.mark.parametrize("kind", ["video", "image"])
-def test_training_from_a_pretrained_stem_on_some_fragments(kind, labels, tmp_path):
+@pytest.mark.parametrize(("kind", "side"), [("video", 32), ("video", 64), ("image", 32)])
+def test_training_from_a_pretrained_stem_on_some_fragments(kind, side, labels, tmp_path):
     torch.manual_seed(0)
     torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), tmp_path / "lite0.pth")
     model = dataclasses.replace(LITE, kind=kind, pretrained=str(tmp_path / "lite0.pth"))
-    sampling = Sampling("fragment" if kind == "image" else "sama-c", (2, 2), clip_len=2, interval=1, num_clips=1)
+    mode = "fragment" if kind == "image" else "sama-c"
+    sampling = Sampling(mode, (2, 2), (side, side), clip_len=2, interval=1, num_clips=1)
     if kind == "image":
         labels = frames_of(labels, tmp_path)
     data = Data(labels=str(labels), fragments=(1, 1) if kind == "image" else (2, 1))

@@ -18,7 +18,7 @@ REACH = 4  # pixels of the blur to each side
 def thin(x: Tensor, local: Tensor | None, grid: tuple[int, int], kept: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
     """Keep some rows and columns of fragments of each input, drawn at random, in their order. Shapes as in `augment`.
 
-    grid: fragments in height and width; kept: of these
+    grid: fragments in height and width, each of as many labels as fit; kept: of these
     """
     at = x.ndim - 4 if is_patches(x.shape) else x.ndim - 3  # axis of one sample's rows
     samples, labels = [], []
@@ -26,20 +26,24 @@ def thin(x: Tensor, local: Tensor | None, grid: tuple[int, int], kept: tuple[int
         sample, label = x[k], None if local is None else local[k]
         for axis, (count, left) in enumerate(zip(grid, kept)):
             chosen = torch.randperm(count)[:left].sort().values.to(x.device)
-            sample = sample.unflatten(at + axis, (count, -1)).index_select(at + axis, chosen)
-            sample = sample.flatten(at + axis, at + axis + 1)
-            label = None if label is None else label.index_select(1 + axis, chosen)
+            sample = _parts(sample, at + axis, count, chosen)
+            label = None if label is None else _parts(label, 1 + axis, count, chosen)
         samples.append(sample)
         labels.append(label)
     some = None if local is None else torch.stack([label for label in labels if label is not None])
     return torch.stack(samples), some
 
 
+def _parts(x: Tensor, axis: int, count: int, chosen: Tensor) -> Tensor:
+    """Of `count` equal parts along an axis the chosen ones."""
+    return x.unflatten(axis, (count, -1)).index_select(axis, chosen).flatten(axis, axis + 1)
+
+
 def augment(x: Tensor, local: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Mirror each input left to right with probability 1/2, and transpose square ones with probability 1/2.
 
     x: clips [B, 3, T, H, W], images [B, 3, H, W] or patches [B, T/2, H/4, W/4, 96]
-    local: labels of fragments [B, T/2, rows, columns], which move with them
+    local: labels of squares of 32x32 [B, T/2, rows, columns], which move with them
     Returns both, of the same shapes.
     """
     patches = is_patches(x.shape)

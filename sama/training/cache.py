@@ -33,7 +33,7 @@ from sama.backends import MEAN, STD
 from sama.errors import OutputError
 from sama.feed import Batch, Feed
 from sama.files import replace_file
-from sama.kernels.layout import PATCH
+from sama.kernels.layout import PATCH, TOKEN
 from sama.models.swin3d import cut_patches
 from sama.prefetch import Meter
 from sama.training.local import MEASURES, local_labels, measure
@@ -179,8 +179,9 @@ class CachedFeed:
         replace_file(self._notes, json.dumps(notes).encode())
 
     def _measure(self, references: Sequence[str], progress: Callable[[int, int], None] | None) -> None:
-        """Compare what was sampled with the same fragments of the undegraded files, and label the fragments."""
-        grid = self.feed.sampler.grid
+        """Compare what was sampled with the same of the undegraded files, and label each square of 32x32 pixels."""
+        height, width = self.feed.sampler.size
+        grid = height // TOKEN, width // TOKEN
         shape = (*self._done.shape, 1 if self.feed.images else self._inputs.shape[2], *grid, MEASURES)
         path = self._path.with_suffix(".f32")
         if not path.exists():

@@ -57,12 +57,12 @@ class Data:
         epochs read what was sampled. About 0.6 MB for a pair of frames of 224x224; "" decodes in every epoch
     draws: inputs of each training file in the cache; an epoch takes one of them
     reference: column of the label file that names each file's undegraded version, where it shows the same frames; with
-        it the fragments of training inputs have labels of their own (`sama.training.local`). Needs cache and
+        it each 32x32 pixels of training inputs have a label of their own (`sama.training.local`). Needs cache and
         standardise; "" does not
     standardise: train on labels brought to mean 0 and deviation 1. A model that starts from random weights, and whose
         loss depends on the scale, would otherwise spend its time on finding it; the calibration brings scores back
     fragments: rows and columns of fragments that a training input keeps, drawn at random, since a step costs as many;
-        for a model with a value for each fragment of 32x32. Without, all of `sampling.grid`
+        for a model with a value for each 32x32 pixels. Without, all of `sampling.grid`
     """
 
     labels: str = ""
@@ -258,19 +258,19 @@ class Config:
             raise InputError("optim.curriculum and data.draws are for sampled inputs that are kept: give data.cache")
         if self.data.reference and not (self.data.cache and self.data.standardise):
             raise InputError("data.reference needs data.cache and data.standardise true")
-        whole = self.model.size in STEMMED and tuple(self.sampling.fragment) == (TOKEN, TOKEN)
+        whole = self.model.size in STEMMED and not any(side % TOKEN for side in self.sampling.fragment)
         if self.data.reference and (self.data.demo or not whole):
             raise InputError(
-                f"data.reference is for a label file, and a model of size {' or '.join(STEMMED)} on fragments of "
-                f"32x32, which has a value for each; got a {self.model.size} model, "
+                f"data.reference is for a label file, and a model of size {' or '.join(STEMMED)}, which has a value "
+                f"for each 32x32 pixels, on fragments of whole such squares; got a {self.model.size} model, "
                 f"{'x'.join(map(str, self.sampling.fragment))}" + (" and data.demo" if self.data.demo else "")
             )
         kept, there = self.data.fragments, self.sampling.grid
         if kept and not (whole and all(1 <= some <= count for some, count in zip(kept, there))):
             raise InputError(
-                f"data.fragments is for a model of size {' or '.join(STEMMED)} on fragments of 32x32, and at most "
-                f"sampling.grid; got {'x'.join(map(str, kept))} of {'x'.join(map(str, there))} and a {self.model.size} "
-                f"model on {'x'.join(map(str, self.sampling.fragment))}"
+                f"data.fragments is for a model of size {' or '.join(STEMMED)} on fragments of whole squares of 32x32, "
+                f"and at most sampling.grid; got {'x'.join(map(str, kept))} of {'x'.join(map(str, there))} and a "
+                f"{self.model.size} model on {'x'.join(map(str, self.sampling.fragment))}"
             )
         if kept and self.model.kind == "image" and kept[0] != kept[1]:
             raise InputError(f"data.fragments of images must be square; got {'x'.join(map(str, kept))}")

@@ -28,6 +28,7 @@ from sama.labels import Item
 from sama.models import ImageQuality, VideoQuality, save_weights
 from sama.models.attention import attention_for_training, choose_attention
 from sama.models.precision import DTYPES, check_precision, computing
+from sama.models.swin3d import lay_out
 from sama.training.augment import augment, jitter, soften, thin
 from sama.training.cache import CachedFeed
 from sama.training.config import Config, frames_of_epoch
@@ -193,6 +194,7 @@ def predict(model: nn.Module, batch: Batch, config: Config, ranks: Ranks) -> tup
     if config.data.fragments:
         x, labels = thin(x, labels, grid, config.data.fragments)
         grid = config.data.fragments
+        lay_out(model, grid)
     if config.data.augment:
         x, labels = augment(x, labels)
     if config.data.soften:
@@ -240,6 +242,7 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
 def score_feed(model: VideoQuality | ImageQuality, feed: Feed | CachedFeed, config: Config, ranks: Ranks) -> Scored:
     """Score all files of a feed; every rank scores its share and gets the scores of all."""
     model.eval()
+    lay_out(model, config.sampling.grid)
     scores: dict[int, float] = {}
     failed: list[tuple[str, str]] = []
     for batch in feed.epoch():
