@@ -119,12 +119,17 @@ def finish(
     source: tuple[str, Sequence[int | str]],
     sizes: Sequence[int | str],
     scale: Mapping[str, Any] | None,
+    weights: Sequence[float] | None = None,
 ) -> onnx.ModelProto:
     """The model: from a source, by name and shape, to `tokens` of the given sizes, and `score`, their mean.
 
-    scale: `least` and `most` of the score, which is kept within
+    scale: `least` and `most` of the score, which is kept within; weights: of the steps in time, in all 1, where they do
+        not count alike
     """
-    score = graph.mean(tokens, *range(1, len(sizes)))
+    counted = tokens
+    if weights is not None:
+        counted = graph.op("Mul", tokens, graph.constant(len(weights) * torch.tensor(weights).view(-1, 1, 1)))
+    score = graph.mean(counted, *range(1, len(sizes)))
     if scale:
         score = graph.op("Clip", score, *(graph.constant(float(scale[end])) for end in ("least", "most")))
     for value, name in ((tokens, "tokens"), (score, "score")):

@@ -285,17 +285,19 @@ def video_graph(
     height: int,
     width: int,
     scale: Mapping[str, Any] | None,
+    weights: Sequence[float] | None = None,
     single: bool = False,
 ) -> ModelProto:
     """The graph of a video model: `clip` to `tokens` `[B, 1, T/2, h, w]` and `score` `[B]`.
 
     layout: of the clip, "video" `[B, 3, frames, height, width]` or "patches" `[B, T/2, H/4, W/4, 96]`
     scale: `least` and `most` of the score, if it is kept within
+    weights: of pairs of frames, if they do not count alike
     The batch is free, and so is the length where `length_is_free`; with `single` the batch is one and nothing is free,
     which runtimes compute faster.
     """
     size = ceil_div(height, PATCH[1]), ceil_div(width, PATCH[2])
-    free = length_is_free(model, frames) and not single
+    free = length_is_free(model, frames) and weights is None and not single
     steps = 2 * WINDOW[0] if free else ceil_div(frames, PATCH[0])
     net = Network(steps, free=free, single=single)
     g, batch = net.graph, 1 if single else "batch"
@@ -322,7 +324,7 @@ def video_graph(
         other = tokens or g.constant(torch.zeros(1, 1, steps, 1, 1))
         tokens = g.op("Add", other, score)
     sizes = [batch, 1, "steps" if free else steps, *map_size]
-    return finish(g, tokens, ("clip", shape), sizes, scale)
+    return finish(g, tokens, ("clip", shape), sizes, scale, weights)
 
 
 def length_is_free(model: VideoQuality, frames: int) -> bool:

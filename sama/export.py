@@ -95,8 +95,9 @@ def describe(model: QualityModel, layout: str) -> dict[str, Any]:
     from sama import __version__
     from sama.backends import MEAN, STD
 
-    sampling = ("mode", "grid", "fragment", "clip_len", "interval", "num_clips", "whole_clips", "calibration", "scale")
-    known = {key: model.metadata[key] for key in sampling if model.metadata.get(key) is not None}
+    sampling = ("mode", "grid", "fragment", "clip_len", "interval", "num_clips", "whole_clips")
+    scoring = ("pair_weights", "calibration", "scale")
+    known = {key: model.metadata[key] for key in (*sampling, *scoring) if model.metadata.get(key) is not None}
     video = {"layout": layout} if model.kind == "video" else {}
     about = {"kind": model.kind, "size": model.module.size, "weights": model.name, "exported_by": f"sama {__version__}"}
     return {**about, **known, **video, "channels": "RGB", "mean": MEAN, "std": STD}
@@ -155,7 +156,8 @@ def graph(model: QualityModel, layout: str, *, single: bool = False) -> Any:
         if isinstance(model.module, ImageQuality):
             return image_graph(model.module, **sizes)
         known: OutputLayout = "patches" if layout == "patches" else "video"
-        return video_graph(model.module, layout=known, frames=model.clip_len, **sizes)
+        weights = model.metadata.get("pair_weights")
+        return video_graph(model.module, layout=known, frames=model.clip_len, weights=weights, **sizes)
 
 
 def _onnx(model: QualityModel, layout: str, metadata: dict[str, Any]) -> tuple[bytes, Run | None]:
@@ -196,7 +198,7 @@ def _scored(model: QualityModel, layout: str) -> torch.nn.Module:
     """A module from an input to token map and score."""
     import torch
 
-    module, scale, kind = model.module, model.metadata.get("scale"), model.kind
+    module, scale = model.module, model.metadata.get("scale")
 
     class Scored(torch.nn.Module):
         def __init__(self) -> None:
@@ -204,8 +206,12 @@ def _scored(model: QualityModel, layout: str) -> torch.nn.Module:
             self.network = module
 
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            tokens = self.network(x) if kind == "image" else self.network(x, patches=layout == "patches")
-            score = tokens.flatten(1).mean(1)
+            if model.kind == "image":
+                tokens = maps = self.network(x)
+            else:
+                tokens = self.network(x, patches=layout == "patches")
+                maps = tokens[:, 0]
+            score = model.over_time(maps).flatten(1).mean(1)
             return tokens, score.clamp(scale["least"], scale["most"]) if scale else score
 
     return Scored()

@@ -29,7 +29,7 @@ from sama.engines import INT8, RUNTIMES, label, pick_engine, tokens_of
 from sama.errors import CheckpointError, InputError, MissingFileError, NoWeightsError
 from sama.files import IMAGE_SUFFIXES, check_kind, suffix
 from sama.graphs import Graphs
-from sama.kernels.layout import OutputLayout, fits_patches
+from sama.kernels.layout import PATCH, OutputLayout, ceil_div, fits_patches
 from sama.limits import Guard, Limits
 from sama.models import ImageQuality, LoadReport, VideoQuality
 from sama.models.attention import choose_attention
@@ -221,6 +221,12 @@ def check_metadata(metadata: Mapping[str, Any], name: str) -> None:
             )
         if not good:
             raise CheckpointError(f"{name}: its metadata say {key} = {value!r}, expected {expected}")
+    weights = metadata.get("pair_weights")
+    if weights is not None:
+        pairs = ceil_div(metadata["clip_len"], PATCH[0]) if metadata["kind"] == "video" else 0
+        if not (isinstance(weights, list | tuple) and len(weights) == pairs and all(map(_is_finite, weights))):
+            expected = f"{pairs} numbers, one for each pair of frames" if pairs else "none for a model of images"
+            raise CheckpointError(f"{name}: its metadata say pair_weights = {weights!r}, expected {expected}")
     scale = metadata.get("scale")
     if scale is not None and not (
         isinstance(scale, dict)
@@ -448,6 +454,16 @@ class QualityModel:
         side = round(tokens.shape[1] ** 0.5)
         return tokens.unflatten(1, (side, side))
 
+    def over_time(self, maps: torch.Tensor) -> torch.Tensor:
+        """Token maps `[B, T/2, h, w]` of clips to `[B, h, w]`: their mean over pairs of frames, or with
+        metadata["pair_weights"] their weighted sum. Those of images stay as they are."""
+        if self.kind == "image":
+            return maps
+        weights = self.metadata.get("pair_weights")
+        if weights is None:
+            return maps.mean(1)
+        return torch.einsum("btyx,t->byx", maps, torch.tensor(weights, dtype=maps.dtype))
+
     def values(self, samples: Sequence[torch.Tensor], batch: int | None = None) -> list[float]:
         """One score for each sample. With `batch`, fewer samples are padded to it, so that the shape never changes."""
         if len({sample.device for sample in samples}) > 1:  # some files were decoded on the GPU, some were not
@@ -457,7 +473,7 @@ class QualityModel:
             filling = stacked.new_zeros(batch - len(stacked), *stacked.shape[1:])
             stacked = torch.cat([stacked, filling])
         maps = self.token_maps(stacked)[: len(samples)]
-        values: list[float] = maps.flatten(1).double().mean(1).tolist()
+        values: list[float] = self.over_time(maps.double()).flatten(1).mean(1).tolist()
         if scale := self.metadata.get("scale"):
             values = [min(max(value, scale["least"]), scale["most"]) for value in values]
         return values

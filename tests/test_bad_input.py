@@ -106,6 +106,8 @@ def test_settings_of_training(folder, tmp_path, capsys, setting, expected):
         {"grid": "77"},
         {"fragment": [32]},
         {"mode": 3},
+        {"pair_weights": [1.0] * 50},
+        {"pair_weights": "1"},
         {"calibration": 3},
         {"calibration": {"scale": "x", "kind": "cubic"}},
         {"calibration": {"scale": "x", "kind": "linear"}},

@@ -176,6 +176,21 @@ def test_graphs_of_a_single_clip_cut_attention_into_parts(options, frames, side)
 
 
 @pytest.mark.parametrize("layout", ["video", "patches"])
+def test_pairs_of_frames_may_count_differently(layout, tmp_path):
+    shares = {"pair_weights": [0.75, 0.25], "clip_len": 4, "fragment": [32, 32], "layout": layout}
+    model = random(VideoQuality("pico", grid=(2, 2)), [2, 2], **shares)
+    x = exports.example(model, layout)
+    maps = model.token_maps(x)
+    expected = 0.75 * maps[:, 0].mean((1, 2)) + 0.25 * maps[:, 1].mean((1, 2))
+    assert (expected - maps.mean((1, 2, 3))).abs().max() > 1e-3  # or any weights would do
+    torch.testing.assert_close(torch.tensor(model.values(list(x))), expected, rtol=1e-5, atol=1e-5)
+    for name in ("x.onnx", "x.pt2"):  # each compares its scores with those before it is written
+        assert exports.write(model, tmp_path / name, layout).metadata["pair_weights"] == [0.75, 0.25]
+    proto = video_graph(model.module, layout="video", frames=32, height=64, width=64, scale=None, weights=[1 / 16] * 16)
+    assert proto.graph.input[0].type.tensor_type.shape.dim[2].dim_value == 32  # not free: so many weights
+
+
+@pytest.mark.parametrize("layout", ["video", "patches"])
 def test_the_length_of_a_clip_is_free_in_whole_windows(layout):
     model = trained(VideoQuality("pico", grid=(2, 2)))
     assert length_is_free(model, 32)

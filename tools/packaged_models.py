@@ -54,6 +54,8 @@ def main() -> int:
     weights = "checkpoint to package, or several, whose mean it is (default: measure the packaged one)"
     parser.add_argument("--weights", type=Path, nargs="+", metavar="FILE", help=weights)
     parser.add_argument("--clips", type=int, help="clips of a video that make a score, at most")
+    weights = "what each pair of frames of a clip counts, in all 1 (default: all the same)"
+    parser.add_argument("--pair-weights", type=float, nargs="+", metavar="SHARE", help=weights)
     parser.add_argument("--frames", type=int, help="frames of a clip, where not those of the training")
     parser.add_argument("--notes", type=Path, help="text for the card: sources, recipe, what was tried")
     options = parser.parse_args()
@@ -84,6 +86,8 @@ def package(options: argparse.Namespace, validation: list[Item]) -> None:
         metadata["num_clips"] = options.clips
     if options.frames:
         metadata["clip_len"] = options.frames
+    if options.pair_weights:
+        metadata["pair_weights"] = options.pair_weights
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw.safetensors"
         save_weights(built.model, raw, metadata=metadata)

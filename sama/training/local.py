@@ -1,10 +1,11 @@
 """Labels for every fragment, where the undegraded file is known: what a label says of a whole clip is spread over it.
 
-A clip's label is one number, and a network learns slowly which of its 49 fragments the number is about. Where the
+A clip's label is one number, and a network learns slowly which of its fragments the number is about. Where the
 undegraded version of a file is at hand, the same fragments of it are sampled (`CachedFeed`), and how faithful each one
 is can be measured. A small regressor of these measurements, whose mean over the fragments is fitted to the labels, then
 gives each fragment a label of its own: it may look at the reference, which the network that learns from it may not.
-Nothing of this is needed to score.
+Nothing of this is needed to score. Fragments are squares of 32x32 pixels here: one that the sampler cuts may hold
+several.
 
 Measured on luma of each frame, the mean over the two frames of a patch:
 
