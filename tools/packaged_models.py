@@ -51,6 +51,8 @@ def main() -> int:
     parser.add_argument("kind", choices=("video", "image"))
     parser.add_argument("--data", type=Path, required=True, help="labels of the training, with its validation split")
     parser.add_argument("--test", type=Path, required=True, help="labels of the test set")
+    more = "a further test set for the table of sets, such as one of large pictures; may be repeated"
+    parser.add_argument("--more", nargs=2, action="append", default=[], metavar=("NAME", "LABELS"), help=more)
     weights = "checkpoint to package, or several, whose mean it is (default: measure the packaged one)"
     parser.add_argument("--weights", type=Path, nargs="+", metavar="FILE", help=weights)
     parser.add_argument("--clips", type=int, help="clips of a video that make a score, at most")
@@ -66,6 +68,9 @@ def main() -> int:
     test = read_labels(options.test, label="vmaf")
     found = {"validation": Measured(validation, predict(validation, target))}
     found["test"] = Measured(test, predict(test, target))
+    for name, path in options.more:
+        items = read_labels(path, label="vmaf")
+        found[name] = Measured(items, predict(items, target))
     text, met = results(found)
     print(text)
     name = sama.load_model(target, device="cpu").name
