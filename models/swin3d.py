@@ -423,7 +423,7 @@ class VideoQuality(nn.Module):
 
 
 def lay_out(model: nn.Module, grid: tuple[int, int]) -> None:
-    """Tell a network of any depth how many fragments its inputs have in height and width from now on."""
+    """Tell a network how many fragments its inputs have in height and width from now on."""
     for module in model.modules():
         if isinstance(module, Block | FragmentStem):
             module.grid = grid

@@ -177,8 +177,8 @@ def test_graphs_of_a_single_clip_cut_attention_into_parts(options, frames, side)
 
 @pytest.mark.parametrize("layout", ["video", "patches"])
 def test_pairs_of_frames_may_count_differently(layout, tmp_path):
-    shares = {"pair_weights": [0.75, 0.25], "clip_len": 4, "fragment": [32, 32], "layout": layout}
-    model = random(VideoQuality("pico", grid=(2, 2)), [2, 2], **shares)
+    about = {"pair_weights": [0.75, 0.25], "clip_len": 4, "fragment": [32, 32]}
+    model = random(VideoQuality("pico", grid=(2, 2)), [2, 2], **about)
     x = exports.example(model, layout)
     maps = model.token_maps(x)
     expected = 0.75 * maps[:, 0].mean((1, 2)) + 0.25 * maps[:, 1].mean((1, 2))

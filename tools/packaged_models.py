@@ -56,8 +56,8 @@ def main() -> int:
     weights = "checkpoint to package, or several, whose mean it is (default: measure the packaged one)"
     parser.add_argument("--weights", type=Path, nargs="+", metavar="FILE", help=weights)
     parser.add_argument("--clips", type=int, help="clips of a video that make a score, at most")
-    weights = "what each pair of frames of a clip counts, in all 1 (default: all the same)"
-    parser.add_argument("--pair-weights", type=float, nargs="+", metavar="SHARE", help=weights)
+    shares = "what each pair of frames of a clip counts, in all 1 (default: all the same)"
+    parser.add_argument("--pair-weights", type=float, nargs="+", metavar="SHARE", help=shares)
     parser.add_argument("--frames", type=int, help="frames of a clip, where not those of the training")
     parser.add_argument("--notes", type=Path, help="text for the card: sources, recipe, what was tried")
     options = parser.parse_args()

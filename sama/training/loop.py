@@ -71,6 +71,8 @@ def train(config: Config) -> dict[str, Any]:
         if config.model.whiten and isinstance(model, VideoQuality):
             whiten(model, config, sets["train"], ranks)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
+    if config.data.fragments:  # it learns from some of the fragments that the averaged one is evaluated on
+        lay_out(model, config.data.fragments)
     attention: str = config.attention
     if attention == "auto":
         attention = attention_for_training(model, DTYPES[config.dtype], ranks.device, compiled=config.compile)
@@ -194,7 +196,6 @@ def predict(model: nn.Module, batch: Batch, config: Config, ranks: Ranks) -> tup
     if config.data.fragments:
         x, labels = thin(x, labels, grid, config.data.fragments)
         grid = config.data.fragments
-        lay_out(model, grid)
     if config.data.augment:
         x, labels = augment(x, labels)
     if config.data.soften:
@@ -242,7 +243,6 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
 def score_feed(model: VideoQuality | ImageQuality, feed: Feed | CachedFeed, config: Config, ranks: Ranks) -> Scored:
     """Score all files of a feed; every rank scores its share and gets the scores of all."""
     model.eval()
-    lay_out(model, config.sampling.grid)
     scores: dict[int, float] = {}
     failed: list[tuple[str, str]] = []
     for batch in feed.epoch():
