@@ -198,7 +198,7 @@ def _scored(model: QualityModel, layout: str) -> torch.nn.Module:
     """A module from an input to token map and score."""
     import torch
 
-    module, scale = model.module, model.metadata.get("scale")
+    module, scale, kind = model.module, model.metadata.get("scale"), model.kind
 
     class Scored(torch.nn.Module):
         def __init__(self) -> None:
@@ -206,12 +206,8 @@ def _scored(model: QualityModel, layout: str) -> torch.nn.Module:
             self.network = module
 
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            if model.kind == "image":
-                tokens = maps = self.network(x)
-            else:
-                tokens = self.network(x, patches=layout == "patches")
-                maps = tokens[:, 0]
-            score = model.over_time(maps).flatten(1).mean(1)
+            tokens = self.network(x) if kind == "image" else self.network(x, patches=layout == "patches")
+            score = model.counted(tokens).flatten(1).mean(1)
             return tokens, score.clamp(scale["least"], scale["most"]) if scale else score
 
     return Scored()

@@ -81,8 +81,8 @@ def _watch(path, model: QualityModel, every_seconds, decoder, guard: Guard):
         guard.allow_clips(len(seconds))
         middle = len(seconds) // 2
         for number, clip in enumerate(guard.outside(clips)):
-            tokens = model.over_time(model.token_maps(clip[None]))[0]
-            maps.append(tokens)
+            tokens = model.counted(model.token_maps(clip[None]))[0]
+            maps.append(tokens.mean(0))
             values.append(float(tokens.double().mean()))
             if number == middle:
                 picture_input = reference.join(clip.cpu(), model.sampler.layout)

@@ -454,15 +454,13 @@ class QualityModel:
         side = round(tokens.shape[1] ** 0.5)
         return tokens.unflatten(1, (side, side))
 
-    def over_time(self, maps: torch.Tensor) -> torch.Tensor:
-        """Token maps `[B, T/2, h, w]` of clips to `[B, h, w]`: their mean over pairs of frames, or with
-        metadata["pair_weights"] their weighted sum. Those of images stay as they are."""
-        if self.kind == "image":
-            return maps
+    def counted(self, maps: torch.Tensor) -> torch.Tensor:
+        """Token maps `[..., T/2, h, w]` such that their mean is the score: as they are, or with
+        metadata["pair_weights"] each pair of frames as much as it counts."""
         weights = self.metadata.get("pair_weights")
         if weights is None:
-            return maps.mean(1)
-        return torch.einsum("btyx,t->byx", maps, torch.tensor(weights, dtype=maps.dtype))
+            return maps
+        return maps * (len(weights) * torch.tensor(weights, dtype=maps.dtype)).view(-1, 1, 1)
 
     def values(self, samples: Sequence[torch.Tensor], batch: int | None = None) -> list[float]:
         """One score for each sample. With `batch`, fewer samples are padded to it, so that the shape never changes."""
@@ -473,7 +471,7 @@ class QualityModel:
             filling = stacked.new_zeros(batch - len(stacked), *stacked.shape[1:])
             stacked = torch.cat([stacked, filling])
         maps = self.token_maps(stacked)[: len(samples)]
-        values: list[float] = self.over_time(maps.double()).flatten(1).mean(1).tolist()
+        values: list[float] = self.counted(maps.double()).flatten(1).mean(1).tolist()
         if scale := self.metadata.get("scale"):
             values = [min(max(value, scale["least"]), scale["most"]) for value in values]
         return values

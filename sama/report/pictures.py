@@ -138,7 +138,7 @@ def _map_moments(moments: Sequence[Moment], middles: Sequence[int], video: Video
     order = np.argsort(starts, kind="stable")
     indices = np.minimum(starts[order, None] + np.arange(clip_len) * interval, video.info.num_frames - 1)
     for k, clip in zip(order, model.sampler.stream(video, indices)):
-        moments[k].cells = cells_of(model.over_time(model.token_maps(clip[None]))[0].numpy())
+        moments[k].cells = cells_of(model.counted(model.token_maps(clip[None]))[0].mean(0).numpy())
 
 
 def cells_of(values: np.ndarray) -> list[list[float]] | None:
