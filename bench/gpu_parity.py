@@ -146,7 +146,7 @@ def drift(run: Run) -> None:
         expected: list[float] = []
         for dtype in run.pick([*DTYPES], ["float32"]):
             model = load(device=str(run.device), dtype=dtype)
-            samples = [(label, model.sampler(clip)[0]) for label, clip in clips]
+            samples = [(label, model.sampler(clip[: model.clip_len])[0]) for label, clip in clips]
             expected = expected or right([x.float().cpu() for _, x in samples])
             for (label, _), value, exact in zip(samples, model.values([x for _, x in samples], len(samples)), expected):
                 run.row(model=name, dtype=dtype, clip=label, score=value, on_cpu=exact, difference=value - exact)

@@ -456,10 +456,15 @@ class QualityModel:
 
     def counted(self, maps: torch.Tensor) -> torch.Tensor:
         """Token maps `[..., T/2, h, w]` such that their mean is the score: as they are, or with
-        metadata["pair_weights"] each pair of frames as much as it counts."""
+        metadata["pair_weights"] each pair of frames as much as it counts. `InputError` for other clips than those."""
         weights = self.metadata.get("pair_weights")
         if weights is None:
             return maps
+        if maps.shape[-3] != len(weights):
+            raise InputError(
+                f"got clips of {maps.shape[-3]} pairs of frames, expected {len(weights)}: {self.name} says what "
+                "each of these counts (pair_weights)"
+            )
         return maps * (len(weights) * torch.tensor(weights, dtype=maps.dtype)).view(-1, 1, 1)
 
     def values(self, samples: Sequence[torch.Tensor], batch: int | None = None) -> list[float]:

@@ -184,6 +184,8 @@ def test_pairs_of_frames_may_count_differently(layout, tmp_path):
     expected = 0.75 * maps[:, 0].mean((1, 2)) + 0.25 * maps[:, 1].mean((1, 2))
     assert (expected - maps.mean((1, 2, 3))).abs().max() > 1e-3  # or any weights would do
     torch.testing.assert_close(torch.tensor(model.values(list(x))), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="got clips of 3 pairs of frames, expected 2"):
+        model.values([torch.zeros(3, 6, 64, 64)])
     for name in ("x.onnx", "x.pt2"):  # each compares its scores with those before it is written
         assert exports.write(model, tmp_path / name, layout).metadata["pair_weights"] == [0.75, 0.25]
     proto = video_graph(model.module, layout="video", frames=32, height=64, width=64, scale=None, weights=[1 / 16] * 16)
