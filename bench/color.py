@@ -36,7 +36,7 @@ RANGES = {"limited": ColorRange.MPEG, "full": ColorRange.JPEG}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--weights", type=Path, help="a checkpoint: compare its scores too")
+    parser.add_argument("--weights", help="a checkpoint, or packaged: compare its scores too")
     parser.add_argument("--out", type=Path, help="CSV file (default bench/results/color-DEVICE.csv)")
     options = parser.parse_args()
     model = sama.load_model(options.weights) if options.weights else None
@@ -88,7 +88,8 @@ def drift(path: Path, device: str, model) -> dict[str, float]:
         row[f"input_{name}"] = round(float((sampler(clip)[0].cpu() - inputs).abs().mean()), 3)
     if model:
         for name, source in (("pyav", frames), ("before", raw), ("after", corrected)):
-            score = float(np.mean(model.values([model.sampler(source)[0].cpu()], 1)))
+            clips = [[source[t] for t in indices] for indices in model.clip_indices(FRAMES)]
+            score = float(np.mean(model.values([model.sampler(clip)[0].cpu() for clip in clips])))
             row[f"score_{name}"] = round(score, 6)
             mos, _ = model.mos(score)
             if mos is not None:

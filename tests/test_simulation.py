@@ -22,7 +22,7 @@ def simulation():
 
 def test_engines_are_busy_from_fourteen_sessions_on(simulation):
     """A mixed corpus; seven engines of 730 pictures a second. The table is of 1,000 files, whose packets are counted
-    here; 100 of them are decoded."""
+    here; 300 of them are decoded."""
     rates = simulation.Rates()
     assert (rates.engines, rates.fps, simulation.FILES) == (7, 730.0, 1000)
     files = simulation.corpus(simulation.FILES)
@@ -30,11 +30,11 @@ def test_engines_are_busy_from_fourteen_sessions_on(simulation):
     with simulation.installed(simulation.VirtualGpu(rates, simulation.VirtualTime(1))):
         nvcodec = importlib.import_module("sama.decode.nvcodec")
         packets = [sum(bool(unit.data) for unit in file.units(nvcodec)) for file in files]
-    row = simulation.simulate(files[:100], 14, 21, rates)
+    row = simulation.simulate(files[:300], 14, 21, rates)
     assert 0.95 <= row.share <= 1
-    assert row.made + row.reused == row.files == 100
-    assert row.reused > 50
-    assert row.packets == sum(packets[:100])
+    assert row.made + row.reused == row.files == 300
+    assert row.reused > 180
+    assert row.packets == sum(packets[:300])
     with open(BENCH / "results" / "simulate-decoding.csv", newline="") as file:
         table = [entry for entry in csv.DictReader(file) if entry["case"] == simulation.AS_SCORED]
     assert [int(entry["sessions"]) for entry in table] == [1, 7, 14, 21]

@@ -194,11 +194,9 @@ class CachedFeed:
         filling = _Filling.of(self.feed, self._keys, references)
         saved = time.monotonic()
         for draw in range(self.draws):
-
-            def missing(number: int, draw: int = draw) -> bool:
-                return self._measured.get(self._keys[number], {}).get(str(draw)) != theirs[number]
-
-            filling.numbers = np.array([n for n in np.flatnonzero(known).tolist() if missing(n)], np.int64)
+            is_there = [self._measured.get(key, {}).get(str(draw)) == one for key, one in zip(self._keys, theirs)]
+            filling.numbers = np.flatnonzero(known & ~np.array(is_there, bool))
+            count = int(known.sum()) - len(filling.numbers)
             for batch in filling.epoch(draw) if len(filling.numbers) else ():
                 for number, x in zip(batch.numbers.tolist(), () if batch.x is None else batch.x):
                     slot = self._slot[number]
@@ -207,7 +205,8 @@ class CachedFeed:
                     self._measured.setdefault(self._keys[number], {})[str(draw)] = theirs[number]
                 self.unmeasured += batch.failed
                 if progress:
-                    progress(sum(not missing(n) for n in np.flatnonzero(known).tolist()), int(known.sum()))
+                    count += len(batch)
+                    progress(count, int(known.sum()))
                 if time.monotonic() - saved > SAVE_EVERY:
                     values.flush()
                     self._save()
