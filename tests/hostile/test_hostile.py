@@ -1,6 +1,6 @@
 """Scoring a folder that strangers filled: a row for each file, nothing opened but the file, the same table again.
 
-200 files; `SAMA_HOSTILE=5000` makes it as many, and `SAMA_HOSTILE_SEED=1` others.
+500 files; `SAMA_HOSTILE=5000` makes it as many, and `SAMA_HOSTILE_SEED=1` others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from test_containers import server  # noqa: F401 - a fixture
 from videos import write_video
 from watch import Watch
 
-COUNT = int(os.environ.get("SAMA_HOSTILE", "200"))
+COUNT = int(os.environ.get("SAMA_HOSTILE", "500"))
 SEED = int(os.environ.get("SAMA_HOSTILE_SEED", "0"))
 MEMORY = 4 << 30  # of the process: 2 GB of the budget for decoders, and what libraries and their models take
 FIRST_USE = "compiling the CPU kernel, once\n"  # of this program, on a machine where it is new
